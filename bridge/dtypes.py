@@ -89,5 +89,7 @@ def _numpy_dtype(dtype: DType) -> np.dtype[Any]:
     if dtype is DType.BFLOAT16 or dtype.value.startswith("float8"):
         import ml_dtypes
 
-        return np.dtype(getattr(ml_dtypes, dtype.value))
-    return np.dtype(dtype.value)
+        reduced: np.dtype[Any] = np.dtype(getattr(ml_dtypes, dtype.value))
+        return reduced
+    plain: np.dtype[Any] = np.dtype(dtype.value)
+    return plain

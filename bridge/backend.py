@@ -1,0 +1,273 @@
+"""A runtime behind the interface.
+
+An author writes ``name``, ``probe``, ``capabilities`` and ``_load``; the rest has
+defaults. ``load`` is final: it keeps the promises (availability, options, trust,
+device honesty, mapped errors) for every backend alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from bridge.capabilities import Capabilities, ThreadSafety
+from bridge.device import CPU, Device
+from bridge.errors import (
+    BackendUnavailable,
+    BridgeError,
+    DeviceUnavailable,
+    ErrorRule,
+    ModelLoadFailed,
+    SilentFallback,
+    UnsupportedModel,
+    translate,
+)
+from bridge.logs import logger, native_output
+from bridge.model import ModelRef
+from bridge.options import Options
+from bridge.predictor import Predictor
+
+__all__ = ["Availability", "Backend", "Refusal", "find_runtime"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Availability:
+    """Whether a runtime can be used here, told without importing it.
+
+    Attributes:
+        installed: It can be imported, as far as the installed files tell.
+        version: Its version, if installed.
+        distribution: The distribution that holds it, if installed.
+        reason: Why not, one sentence, if not installed.
+        fix: What to type.
+        warnings: Sentences about conflicts and other things that will hurt.
+    """
+
+    installed: bool
+    version: str | None = None
+    distribution: str | None = None
+    reason: str | None = None
+    fix: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a backend cannot take a model: one sentence, and the fix."""
+
+    reason: str
+    fix: str = ""
+
+
+def find_runtime(
+    module: str, distributions: Sequence[str], extra: str, *, exclusive: bool = True
+) -> Availability:
+    """Availability of an importable module, from metadata only.
+
+    Args:
+        module: Top-level module of the runtime.
+        distributions: Distributions that ship this module, the preferred one first.
+        extra: The extra of inference-bridge that installs it.
+        exclusive: Whether two of these distributions at once overwrite each other.
+    """
+    fix = f"Install it with: pip install 'inference-bridge[{extra}]'"
+    found: dict[str, str] = {}
+    for name in distributions:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    try:
+        is_importable = importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        is_importable = False
+    if not is_importable:
+        if found:
+            name, version = next(iter(found.items()))
+            reason = f"{name} {version} is installed, but its module '{module}' is missing"
+            return Availability(installed=False, reason=reason, fix=f"Reinstall {name}.")
+        return Availability(installed=False, reason=f"module '{module}' is not installed", fix=fix)
+    warnings: tuple[str, ...] = ()
+    if exclusive and len(found) > 1:
+        both = " and ".join(f"{name} {version}" for name, version in found.items())
+        clash = (
+            f"{both} are installed side by side and overwrite each other's files: uninstall "
+            "them all, then install one."
+        )
+        warnings = (clash,)
+    for name, version in found.items():
+        return Availability(installed=True, version=version, distribution=name, warnings=warnings)
+    return Availability(installed=True, warnings=warnings)
+
+
+class Backend(ABC):
+    """One runtime. Instances are cheap, stateless and import nothing heavy.
+
+    Attributes:
+        name: What users write, such as ``onnxruntime``.
+        options_type: Its typed options.
+    """
+
+    name: ClassVar[str]
+    options_type: ClassVar[type[Options]] = Options
+
+    @abstractmethod
+    def probe(self) -> Availability:
+        """Installed or not, version, what to type; imports nothing heavy, never raises."""
+
+    @abstractmethod
+    def capabilities(self, device: Device) -> Capabilities:
+        """What it can do on a device; imports nothing heavy."""
+
+    @abstractmethod
+    def _load(self, model: ModelRef, device: Device, options: Any) -> Predictor:
+        """Loads the model; written by the author.
+
+        Args:
+            model: A model of one of the capabilities' formats, already checked.
+            device: One of ``devices()``.
+            options: An instance of ``options_type``.
+
+        Returns:
+            A predictor whose ``info`` says what the runtime itself reports.
+        """
+
+    def devices(self) -> tuple[Device, ...]:
+        """Devices it can use here; may import the runtime. The CPU unless overridden."""
+        return (CPU,)
+
+    def search_space(self, model: ModelRef, device: Device) -> tuple[Options, ...]:
+        """Legal options worth measuring for a model on a device, the default first."""
+        return (self.options_type(),)
+
+    def error_rules(self) -> tuple[ErrorRule, ...]:
+        """Table of the runtime's exceptions, special ones first; may import the runtime."""
+        return ()
+
+    def refuse(self, model: ModelRef, device: Device) -> Refusal | None:
+        """Why it cannot take this model, told without the runtime; ``None`` if it may."""
+        formats = self.capabilities(device).formats
+        if model.format.name in formats:
+            return None
+        return Refusal(
+            f"{self.name} does not load {model.format.title}; it loads "
+            f"{', '.join(sorted(formats)) or 'nothing here'}.",
+            f"Use backend='{model.format.native_backend}', or convert the model.",
+        )
+
+    def load(
+        self,
+        model: ModelRef,
+        *,
+        device: Device | str | None = None,
+        options: Options | Mapping[str, Any] | Sequence[str] | None = None,
+    ) -> Predictor:
+        """Loads a model; final. See ``bridge.load``, which finds model and backend.
+
+        Raises:
+            BackendUnavailable: The runtime is not installed.
+            OptionError: An option is wrong.
+            DeviceUnavailable: The device is not there.
+            ModelError: The subclass says what is wrong with the model.
+            SilentFallback: The runtime would run elsewhere than asked.
+        """
+        self.require()
+        where = Device.parse(device) if device is not None else _default_device(model)
+        context = {"backend": self.name, "model": model.name, "device": str(where)}
+        try:
+            chosen = self.options_type.make(options)
+            refusal = self.refuse(model, where)
+            if refusal is not None:
+                raise UnsupportedModel(refusal.reason, fix=refusal.fix, format=model.format.name)
+            model.format.check(model)
+            if where != CPU and where not in self.devices():
+                raise self._no_device(where)
+            capabilities = self.capabilities(where)
+            predictor, executor = self._loaded(model, where, chosen, capabilities)
+        except BridgeError as error:
+            error.backend = error.backend or self.name
+            error.model = error.model or model.name
+            error.device = error.device or str(where)
+            raise
+        predictor._attach(
+            dataclasses.replace(
+                predictor.info,
+                backend=self.name,
+                format=model.format.name,
+                model=model.name,
+                options=chosen.to_dict(),
+            ),
+            capabilities,
+            self.error_rules(),
+            executor,
+        )
+        if predictor.info.device != where:
+            predictor.close()
+            raise SilentFallback(
+                f"asked for {where}, but {self.name} runs this model on "
+                f"{predictor.info.device} ({predictor.info.provider}).",
+                fix=f"Ask for device='{predictor.info.device}', or install a build of the "
+                f"runtime that supports {where.kind}.",
+                **context,
+                wanted=str(where),
+                got=str(predictor.info.device),
+            )
+        return predictor
+
+    def require(self) -> Availability:
+        """The availability, or ``BackendUnavailable`` with what to type."""
+        found = self.probe()
+        if not found.installed:
+            raise BackendUnavailable(
+                f"backend '{self.name}' is not available: {found.reason}.",
+                fix=found.fix,
+                backend=self.name,
+            )
+        return found
+
+    def _loaded(
+        self, model: ModelRef, device: Device, options: Options, capabilities: Capabilities
+    ) -> tuple[Predictor, ThreadPoolExecutor | None]:
+        executor = None
+        load: Callable[..., Predictor] = self._load
+        if capabilities.thread_safety is ThreadSafety.NONE:
+            owner = executor = ThreadPoolExecutor(1, thread_name_prefix=f"bridge-{self.name}")
+
+            def load(*args: Any) -> Predictor:
+                return owner.submit(self._load, *args).result()
+
+        try:
+            with native_output(logger(self.name)):
+                return load(model, device, options), executor
+        except Exception as error:
+            if executor is not None:
+                executor.shutdown(wait=False)
+            if isinstance(error, BridgeError):
+                raise
+            if isinstance(error, ImportError):
+                raise BackendUnavailable(
+                    f"backend '{self.name}' is installed, but importing it failed: {error}.",
+                    fix="Reinstall the runtime; 'bridge doctor' shows what is installed.",
+                ) from error
+            raise translate(error, self.error_rules(), ModelLoadFailed) from error
+
+    def _no_device(self, device: Device) -> DeviceUnavailable:
+        there = ", ".join(str(item) for item in self.devices()) or "none"
+        return DeviceUnavailable(
+            f"{self.name} cannot use {device} here; it can use: {there}.",
+            fix="'bridge doctor --deep' shows what each runtime sees.",
+            wanted=str(device),
+            there=there,
+        )
+
+
+def _default_device(model: ModelRef) -> Device:
+    """The CPU, unless the format only runs elsewhere."""
+    kinds = model.format.devices
+    return CPU if "cpu" in kinds else Device(kinds[0])
