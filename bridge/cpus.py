@@ -65,9 +65,7 @@ def _limit(folder: Path, is_v2: bool) -> tuple[int, int] | None:
     if is_v2:
         words = _text(folder / "cpu.max").split()
     else:
-        words = [
-            _text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")
-        ]
+        words = [_text(folder / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
     # "max" (v2) and -1 (v1) mean no limit.
     if len(words) != 2 or not all(word.isdecimal() and int(word) > 0 for word in words):
         return None
