@@ -112,10 +112,13 @@ class Backend(ABC):
     Attributes:
         name: What users write, such as ``onnxruntime``.
         options_type: Its typed options.
+        device_kinds: Kinds of device it can ever use; the first that can run a model's
+            format is the default.
     """
 
     name: ClassVar[str]
     options_type: ClassVar[type[Options]] = Options
+    device_kinds: ClassVar[tuple[str, ...]] = ("cpu",)
 
     @abstractmethod
     def probe(self) -> Availability:
@@ -141,6 +144,11 @@ class Backend(ABC):
     def devices(self) -> tuple[Device, ...]:
         """Devices it can use here; may import the runtime. The CPU unless overridden."""
         return (CPU,)
+
+    def default_device(self, model: ModelRef) -> Device:
+        """Where a model runs when nothing is said."""
+        kinds = [kind for kind in self.device_kinds if kind in model.format.devices]
+        return Device(kinds[0] if kinds else self.device_kinds[0])
 
     def search_space(self, model: ModelRef, device: Device) -> tuple[Options, ...]:
         """Legal options worth measuring for a model on a device, the default first."""
@@ -178,7 +186,7 @@ class Backend(ABC):
             SilentFallback: The runtime would run elsewhere than asked.
         """
         self.require()
-        where = Device.parse(device) if device is not None else _default_device(model)
+        where = Device.parse(device) if device is not None else self.default_device(model)
         context = {"backend": self.name, "model": model.name, "device": str(where)}
         try:
             chosen = self.options_type.make(options)
@@ -187,7 +195,7 @@ class Backend(ABC):
                 raise UnsupportedModel(refusal.reason, fix=refusal.fix, format=model.format.name)
             model.format.check(model)
             if where != CPU and where not in self.devices():
-                raise self._no_device(where)
+                raise self.missing_device(where)
             capabilities = self.capabilities(where)
             predictor, executor = self._loaded(model, where, chosen, capabilities)
         except BridgeError as error:
@@ -257,7 +265,8 @@ class Backend(ABC):
                 ) from error
             raise translate(error, self.error_rules(), ModelLoadFailed) from error
 
-    def _no_device(self, device: Device) -> DeviceUnavailable:
+    def missing_device(self, device: Device) -> DeviceUnavailable:
+        """The error for a device that is not in ``devices()``; override to say why."""
         there = ", ".join(str(item) for item in self.devices()) or "none"
         return DeviceUnavailable(
             f"{self.name} cannot use {device} here; it can use: {there}.",
@@ -265,9 +274,3 @@ class Backend(ABC):
             wanted=str(device),
             there=there,
         )
-
-
-def _default_device(model: ModelRef) -> Device:
-    """The CPU, unless the format only runs elsewhere."""
-    kinds = model.format.devices
-    return CPU if "cpu" in kinds else Device(kinds[0])
