@@ -74,6 +74,10 @@ class Names(Generic[_Item]):
             raise self._duplicate(name)
         return group[0][0]
 
+    def source(self, name: str) -> str:
+        """The distribution and plugin that registered it."""
+        return self._found[name][0][1]
+
     def duplicates(self) -> tuple[DuplicateName, ...]:
         """An error for each name that several plugins register."""
         return tuple(
