@@ -1,0 +1,121 @@
+"""What a model of the zoo is: its features, widths and outputs, and no runtime.
+
+Everything else in the package (weights, oracle, renderers, generated inputs) reads
+this description and nothing else about the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bridge.errors import OptionError, nearest
+
+__all__ = ["BATCH", "MODELS", "SIZES", "IdFeature", "Ranker", "describe"]
+
+MODELS = ("ranker",)
+"""Names of the models that can be built."""
+
+SIZES = ("small", "real")
+"""``small`` builds in seconds and is for tests; ``real`` has about 60 MB of weights."""
+
+BATCH = "batch"
+"""Name of the one dynamic dim, where a format can keep names."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdFeature:
+    """One categorical feature: one id per row, looked up in a table of its own.
+
+    Attributes:
+        name: Name of the input, int64 ``(batch,)``.
+        vocabulary: Rows of its table; legal ids are ``0`` to ``vocabulary - 1``.
+    """
+
+    name: str
+    vocabulary: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranker:
+    """A multi-task ranker: shared experts, and a gate and a tower for each task.
+
+    Ids are looked up, the rows joined with the dense features and given to every
+    expert (ReLU layers). Each task weighs the experts by the softmax of one linear
+    layer over the same joined features, sends the weighted sum through its tower
+    (ReLU layers) and a linear head of one unit, and answers with its sigmoid: the
+    multi-gate mixture of experts.
+
+    Inputs, in order: one int64 ``(batch,)`` for each id feature, then ``dense``,
+    float32 ``(batch, dense_width)``. Outputs: one float32 ``(batch,)`` for each task,
+    in ``[0, 1]``. Names, order and shapes are the same in every format.
+
+    Attributes:
+        name: Name of the model in the zoo.
+        size: One of ``SIZES``.
+        id_features: The categorical features, in the order they are joined.
+        embedding_width: Values in one row of every table.
+        dense_width: Number of dense features.
+        expert_count: Number of experts.
+        expert_widths: Units of each layer of an expert.
+        tower_widths: Units of each layer of a tower, without its head.
+        tasks: Names of the outputs.
+    """
+
+    name: str
+    size: str
+    id_features: tuple[IdFeature, ...]
+    embedding_width: int
+    dense_width: int
+    expert_count: int
+    expert_widths: tuple[int, ...]
+    tower_widths: tuple[int, ...]
+    tasks: tuple[str, ...]
+
+    @property
+    def joined_width(self) -> int:
+        """Width of the joined features that experts and gates see."""
+        return len(self.id_features) * self.embedding_width + self.dense_width
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of all inputs, in signature order."""
+        return (*(feature.name for feature in self.id_features), "dense")
+
+
+def describe(model: str, size: str = "small") -> Ranker:
+    """The description of a model of the zoo.
+
+    The 40 vocabularies grow evenly on a log scale, from 4 ids to the largest, as in
+    the published click logs, where a few features hold nearly all ids.
+
+    Args:
+        model: One of ``MODELS``.
+        size: One of ``SIZES``.
+
+    Raises:
+        OptionError: No such model or size.
+    """
+    if model not in MODELS:
+        raise OptionError(f"the zoo has no model '{model}'.", fix=nearest(model, MODELS))
+    if size not in SIZES:
+        raise OptionError(f"model '{model}' has no size '{size}'.", fix=nearest(size, SIZES))
+    real = size == "real"
+    return Ranker(
+        name=model,
+        size=size,
+        # 200 000 gives 825 509 rows in all: 52.8 MB of tables beside 8 MB of layers.
+        id_features=_id_features(40, smallest=4, largest=200_000 if real else 300),
+        embedding_width=16,
+        dense_width=13,
+        expert_count=4,
+        expert_widths=(512, 256) if real else (32, 16),
+        tower_widths=(128, 64) if real else (16, 8),
+        tasks=("click", "like", "share"),
+    )
+
+
+def _id_features(count: int, *, smallest: int, largest: int) -> tuple[IdFeature, ...]:
+    ratio = (largest / smallest) ** (1 / (count - 1))
+    return tuple(
+        IdFeature(f"id_{index:02d}", round(smallest * ratio**index)) for index in range(count)
+    )
