@@ -1,0 +1,168 @@
+"""Inputs for a signature: made up, or read from a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bridge.check import Arrays, check_inputs
+from bridge.dtypes import DType
+from bridge.errors import InputError, ModelNotFound, nearest
+from bridge.signature import Signature, TensorSpec
+
+__all__ = ["InputProfile", "read_inputs"]
+
+_WORDS = ("", "a", "bridge", "straße", "推荐", "0123456789" * 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputProfile:
+    """How to make inputs for a signature; equal profiles make equal inputs.
+
+    Floats are standard normal; integers are uniform within ``[0, highest_id]``, small by
+    default because they may be row numbers of tables; booleans are fair coins; strings
+    come from a short list with empty and non-ASCII ones.
+
+    Attributes:
+        rows: Size of the batch dim.
+        batch_dim: Name of the batch dim, where it is not dim 0.
+        dims: Sizes of other named dims; free dims are 1.
+        shapes: Whole shapes by input name, for signatures that leave dims open.
+        constants: Fixed values by input name, such as a sampling rate.
+        highest_id: Largest integer.
+        seed: Seed of the generator.
+    """
+
+    rows: int = 1
+    batch_dim: str | None = None
+    dims: Mapping[str, int] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    constants: Mapping[str, float] = field(default_factory=dict)
+    highest_id: int = 9
+    seed: int = 0
+
+    def make(self, signature: Signature, variant: int = 0) -> Arrays:
+        """Inputs that fit the signature; another ``variant`` gives other values.
+
+        Raises:
+            InputError: The signature leaves a dtype or rank open, or a name given in
+                this profile is none of its inputs.
+        """
+        for name in (*self.shapes, *self.constants):
+            if name not in signature.input_names:
+                raise InputError(
+                    f"the profile names input '{name}', which the signature does not have.",
+                    fix=nearest(name, signature.input_names),
+                    input=name,
+                )
+        try:
+            sizes = self._sizes(signature)
+        except ValueError as error:
+            raise InputError(
+                f"no inputs can be made: {error}",
+                fix="Give the shape, or real inputs from a file.",
+            ) from error
+        generator = np.random.default_rng([self.seed, variant])
+        return {
+            spec.name: self._array(spec, sizes[spec.name], generator) for spec in signature.required
+        }
+
+    def _sizes(self, signature: Signature) -> dict[str, tuple[int, ...]]:
+        named = [spec for spec in signature.required if spec.name not in self.shapes]
+        rest = Signature(tuple(named), ())
+        found = rest.concrete_shapes(self.rows, batch_dim=self.batch_dim, dims=self.dims)
+        return {**found, **self.shapes}
+
+    def _array(
+        self, spec: TensorSpec, shape: tuple[int, ...], generator: np.random.Generator
+    ) -> npt.NDArray[Any]:
+        kind = spec.dtype
+        if kind is None:
+            raise InputError(
+                f"no values can be made for input '{spec.name}': its dtype is unknown.",
+                fix="Give real inputs from a file, or declare the signature.",
+                input=spec.name,
+            )
+        if spec.name in self.constants:
+            return np.full(shape, self.constants[spec.name]).astype(kind.numpy)
+        if kind is DType.STRING:
+            return np.array(_WORDS, object)[generator.integers(0, len(_WORDS), shape)].reshape(
+                shape
+            )
+        if kind is DType.BOOL:
+            return generator.integers(0, 2, shape).astype(bool)
+        if kind.is_integer:
+            limit = min(self.highest_id, np.iinfo(kind.numpy).max)
+            return generator.integers(0, limit, shape, dtype=np.int64, endpoint=True).astype(
+                kind.numpy
+            )
+        values = generator.standard_normal(shape)
+        if kind in (DType.COMPLEX64, DType.COMPLEX128):
+            return (values + 1j * generator.standard_normal(shape)).astype(kind.numpy)
+        return np.asarray(values, np.float32).astype(kind.numpy)
+
+
+def read_inputs(path: Path, signature: Signature) -> Arrays:
+    """Inputs from a ``.npz``, ``.npy`` or ``.json`` file, checked against the signature.
+
+    A ``.npy`` file serves a signature with one required input. JSON is an object from
+    input names to (nested) lists; numbers take the dtype of the signature.
+
+    Raises:
+        ModelNotFound: There is no such file.
+        InputError: The file is of another kind, is broken, or does not fit.
+    """
+    if not path.is_file():
+        raise ModelNotFound(f"there is no inputs file at '{path}'.", fix="Check the path.")
+    try:
+        arrays = _read(path, signature)
+    except (ValueError, OSError, EOFError, KeyError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"the inputs file '{path}' cannot be read: {error}.",
+            fix="Write it with numpy.savez(path, name=array, ...); pickled objects are refused.",
+        ) from error
+    return check_inputs(signature, arrays)
+
+
+def _read(path: Path, signature: Signature) -> dict[str, Any]:
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: _stringless(archive[name]) for name in archive.files}
+    if path.suffix == ".npy":
+        names = [spec.name for spec in signature.required]
+        if len(names) != 1:
+            raise InputError(
+                f"'{path}' holds one array, but the signature requires {len(names)} inputs.",
+                fix="Use a .npz file with one array per input name.",
+            )
+        return {names[0]: _stringless(np.load(path, allow_pickle=False))}
+    if path.suffix == ".json":
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise InputError(
+                f"'{path}' holds a JSON {type(data).__name__}; wanted an object.",
+                fix='Write {"input name": [values], ...}.',
+            )
+        known = {spec.name: spec for spec in signature.inputs}
+        return {
+            name: np.array(values, known[name].dtype.numpy)  # type: ignore[union-attr]
+            if name in known and known[name].dtype is not None
+            else np.array(values)
+            for name, values in data.items()
+        }
+    raise InputError(
+        f"'{path}' has the suffix '{path.suffix}'; wanted .npz, .npy or .json.",
+        fix="Write the inputs with numpy.savez(path, name=array, ...).",
+    )
+
+
+def _stringless(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return array.astype(object) if array.dtype.kind == "U" else array
