@@ -241,15 +241,9 @@ def error_classes() -> dict[str, type[BridgeError]]:
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """The sentence that offers the nearest valid names, for use as a ``fix``."""
     valid = sorted(candidates)
-    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
-    if not close:  # case and punctuation are the commonest slips: compare without them
-        plain = {re.sub(r"\W|_", "", other).lower(): other for other in valid}
-        close = [
-            plain[match]
-            for match in difflib.get_close_matches(
-                re.sub(r"\W|_", "", name).lower(), list(plain), n=3, cutoff=0.5
-            )
-        ]
+    ranked = sorted(((_likeness(name, other), other) for other in valid), reverse=True)
+    # Names about as close as the closest one; 0.55 keeps out what merely shares letters.
+    close = [other for like, other in ranked[:3] if like >= max(0.55, ranked[0][0] - 0.1)]
     if close:
         return "Did you mean " + " or ".join(f"'{match}'" for match in close) + "?"
     if not valid:
@@ -314,6 +308,12 @@ def translate(
         native_error=text,
         **context,
     )
+
+
+def _likeness(name: str, other: str) -> float:
+    """From 0 to 1; case and punctuation, the commonest slips, do not count."""
+    plain = [re.sub(r"\W|_", "", text).lower() for text in (name, other)]
+    return difflib.SequenceMatcher(None, *plain).ratio()
 
 
 def _first_line(text: str) -> str:

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seed=given.seed,
     )
     for item, path in paths.items():
-        print(f"{item}\t{path}")  # noqa: T201 - the command's answer
+        print(f"{item}\t{path}")
     return 0
 
 

@@ -1,0 +1,174 @@
+"""A backend without a runtime, for the tests of the core."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bridge
+from bridge.check import Arrays
+from bridge.registry import Registry
+
+
+class TinyFormat(bridge.Format):
+    name = "tiny"
+    title = "Tiny"
+    native_backend = "tiny"
+    suffixes = (".tiny",)
+
+    def sniff(self, file: Any) -> bool:
+        return file.head.startswith(b"TINY")
+
+
+SPEC = bridge.Signature(
+    (
+        bridge.TensorSpec("x", bridge.DType.FLOAT32, ("rows", 4)),
+        bridge.TensorSpec("ids", bridge.DType.INT64, ("rows",)),
+    ),
+    (
+        bridge.TensorSpec("y", bridge.DType.FLOAT32, ("rows", 4)),
+        bridge.TensorSpec("total", bridge.DType.FLOAT32, ("rows",)),
+    ),
+)
+
+
+class TinyPredictor(bridge.Predictor):
+    def __init__(self, backend: TinyBackend, device: bridge.Device) -> None:
+        super().__init__(SPEC, bridge.PredictorInfo(device=backend.runs_on or device))
+        self.backend = backend
+        self.threads: set[str] = set()
+
+    def _predict(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Arrays:
+        self.backend.enter()
+        self.threads.add(threading.current_thread().name)
+        try:
+            self.backend.during(inputs)
+            y = inputs["x"] + inputs["ids"][:, None].astype(np.float32)
+            return {"y": y, "total": y.sum(axis=1)}
+        finally:
+            self.backend.leave()
+
+    def _close(self) -> None:
+        self.backend.closed += 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyOptions(bridge.Options):
+    threads: int | None = bridge.option(None, help="Threads.", minimum=1, maximum=64)
+    mode: str = bridge.option("fast", help="How to run.", choices=("fast", "exact"))
+
+
+@dataclass
+class TinyBackend(bridge.Backend):
+    name = "tiny"
+    options_type = TinyOptions
+    device_kinds = ("cpu", "cuda")
+    safety: bridge.ThreadSafety = bridge.ThreadSafety.SHARED
+    zero_rows: bool = True
+    availability: bridge.Availability = field(
+        default_factory=lambda: bridge.Availability(installed=True, version="1.0")
+    )
+    runs_on: bridge.Device | None = None
+    during: Callable[[Any], None] = lambda inputs: None
+    load_error: Exception | None = None
+    closed: int = 0
+    running: int = 0
+    most_running: int = 0
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def enter(self) -> None:
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        time.sleep(0.001)
+
+    def leave(self) -> None:
+        self.running -= 1
+
+    def probe(self) -> bridge.Availability:
+        return self.availability
+
+    def devices(self) -> tuple[bridge.Device, ...]:
+        return (bridge.CPU, bridge.Device("cuda", 0))
+
+    def capabilities(self, device: bridge.Device) -> bridge.Capabilities:
+        return bridge.Capabilities(
+            formats=frozenset({"tiny"}), zero_rows=self.zero_rows, thread_safety=self.safety
+        )
+
+    def error_rules(self) -> tuple[bridge.ErrorRule, ...]:
+        return (
+            bridge.ErrorRule(
+                KeyError,
+                bridge.errors.UnsupportedModel,
+                pattern=r"operator (?P<operator>\w+)",
+                message="operator '{operator}' is unknown to tiny.",
+                fix="Leave '{operator}' out.",
+            ),
+        )
+
+    def _load(self, model: bridge.ModelRef, device: bridge.Device, options: Any) -> Any:
+        if self.load_error is not None:
+            raise self.load_error
+        return TinyPredictor(self, device)
+
+
+@dataclass
+class Plugin:
+    """A plugin object that registers what it was given."""
+
+    backends: tuple[bridge.Backend, ...] = ()
+    formats: tuple[bridge.Format, ...] = ()
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    @bridge.hookimpl
+    def register_backends(self, register: Callable[[bridge.Backend], None]) -> None:
+        for backend in self.backends:
+            register(backend)
+
+    @bridge.hookimpl
+    def register_formats(self, register: Callable[[bridge.Format], None]) -> None:
+        for one in self.formats:
+            register(one)
+
+
+@pytest.fixture
+def plugin() -> type[Plugin]:
+    return Plugin
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> TinyBackend:
+    """The backend, registered in a registry of its own."""
+    backend = TinyBackend()
+    made = Registry()
+    made.add(Plugin((backend,), (TinyFormat(),)), "tiny", "tiny-dist")
+    assert not made.failures
+    for module in ("loading", "inspection", "diagnosis"):
+        monkeypatch.setattr(f"bridge.{module}.registry", lambda: made)
+    return backend
+
+
+@pytest.fixture
+def tiny_model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.tiny"
+    path.write_bytes(b"TINY model")
+    return path
+
+
+@pytest.fixture
+def tiny_inputs() -> dict[str, np.ndarray[Any, Any]]:
+    return {
+        "x": np.arange(8, dtype=np.float32).reshape(2, 4),
+        "ids": np.array([1, 2], np.int64),
+    }

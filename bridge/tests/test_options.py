@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bridge import Options, option
+from bridge.errors import OptionError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Options):
+    threads: int | None = option(None, help="Threads.", unit="threads", minimum=1, maximum=64)
+    level: str = option("all", help="Level.", choices=("none", "all"))
+    arena: bool = option(True, help="Use an arena.")
+    share: float = option(0.5, help="Share.", minimum=0, maximum=1)
+    folder: Path | None = option(None, help="Folder.")
+    passes: tuple[str, ...] = option((), help="Passes.")
+
+    def check(self) -> None:
+        if self.level == "none" and self.passes:
+            raise OptionError("passes do nothing at level 'none'.", fix="Leave one out.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Others(Options):
+    pass
+
+
+def test_texts_become_typed_values() -> None:
+    made = Settings.make(
+        ["threads=2", "level=none", "arena=off", "share=1", "folder=/tmp/x", "passes="]
+    )
+    assert made == Settings(threads=2, level="none", arena=False, share=1.0, folder=Path("/tmp/x"))
+    assert Settings.make(["threads=none"]).threads is None
+    assert Settings.make(["passes=a, b"]).passes == ("a", "b")
+    assert Settings.make({"threads": 3}).threads == 3
+    assert Settings.make(None) == Settings()
+    assert Settings.make(made) is made
+
+
+def test_what_differs_round_trips() -> None:
+    made = Settings(threads=2, folder=Path("/tmp/x"), passes=("a", "b"))
+    assert made.to_dict() == {"threads": 2, "folder": "/tmp/x", "passes": "a,b"}
+    assert Settings.make(made.to_dict()) == made
+    assert str(Settings()) == "default"
+    assert str(Settings(threads=2)) == "threads=2"
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (["thread=2"], "Did you mean 'threads'?"),
+        (["threads"], "wanted key=value"),
+        (["=2"], "wanted key=value"),
+        (["threads=two"], "wants int | none; got 'two'"),
+        (["threads=0"], "at least 1"),
+        (["threads=65"], "at most 64"),
+        (["level=al"], "Did you mean 'all'?"),
+        (["arena=maybe"], "wants bool"),
+        ({"threads": 1.5}, "wants int"),
+        ({"threads": True}, "wants int"),
+        ({"passes": "a", "level": "none"}, "passes do nothing"),
+        (Others(), "this backend wants Settings"),
+    ],
+)
+def test_wrong_options_are_refused(given: object, text: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        Settings.make(given)  # type: ignore[arg-type]
+    assert text in str(caught.value)
+
+
+def test_describe_tells_what_a_reader_needs() -> None:
+    first = Settings.describe()[0]
+    assert (first.name, first.type, first.default, first.unit) == (
+        "threads",
+        "int | none",
+        None,
+        "threads",
+    )
+    assert Settings.describe()[1].choices == ("none", "all")
