@@ -65,7 +65,7 @@ class TinyOptions(bridge.Options):
     mode: str = bridge.option("fast", help="How to run.", choices=("fast", "exact"))
 
 
-@dataclass
+@dataclass(eq=False)
 class TinyBackend(bridge.Backend):
     name = "tiny"
     options_type = TinyOptions
@@ -81,9 +81,6 @@ class TinyBackend(bridge.Backend):
     closed: int = 0
     running: int = 0
     most_running: int = 0
-
-    def __hash__(self) -> int:
-        return id(self)
 
     def enter(self) -> None:
         self.running += 1
@@ -121,15 +118,12 @@ class TinyBackend(bridge.Backend):
         return TinyPredictor(self, device)
 
 
-@dataclass
+@dataclass(eq=False)
 class Plugin:
     """A plugin object that registers what it was given."""
 
     backends: tuple[bridge.Backend, ...] = ()
     formats: tuple[bridge.Format, ...] = ()
-
-    def __hash__(self) -> int:
-        return id(self)
 
     @bridge.hookimpl
     def register_backends(self, register: Callable[[bridge.Backend], None]) -> None:

