@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import signal
@@ -237,7 +238,7 @@ def test_own_hold_comes_back_when_another_process_holds_too(tmp_path: Path) -> N
     small.entry("engine", {"n": 2}, write)  # tries to remove it
     finish(process)
     with (folder / "lock").open("r+") as other, pytest.raises(BlockingIOError):
-        locks.fcntl.flock(other, locks.fcntl.LOCK_EX | locks.fcntl.LOCK_NB)
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_rm_removes_what_is_in_use_and_open_files_survive(tmp_path: Path) -> None:
@@ -274,26 +275,35 @@ def test_temporary_results_go_when_their_process_ends(tmp_path: Path) -> None:
         assert not Path(text).parent.exists()
 
 
-def test_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path) -> None:
+def test_lock_whose_file_was_removed_is_taken_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "lock"
     first = locks.lock(path, wait=True)
     assert first is not None
-    taken: list[int | None] = []
-    thread = threading.Thread(target=lambda: taken.append(locks.lock(path, wait=True)))
-    thread.start()
-    path.unlink()
-    os.close(first)
-    thread.join(60)
-    assert taken[0] is not None
-    assert locks.is_at(taken[0], path)
+    real = fcntl.flock
+    removed = []
+
+    def flock(descriptor: int, how: int) -> None:
+        if how == fcntl.LOCK_EX:  # the second one, about to wait
+            path.unlink()
+            os.close(first)
+            removed.append(descriptor)
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    second = locks.lock(path, wait=True)
+    assert second is not None
+    assert len(removed) == 1
+    assert locks.is_at(second, path)
     assert locks.lock(path, wait=False) is None
-    os.close(taken[0])
+    os.close(second)
 
 
 def test_staging_folder_cleared_before_it_is_locked_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = staging.fcntl.flock
+    real = fcntl.flock
     cleared: list[Path] = []
 
     def flock(descriptor: int, how: int) -> None:
@@ -302,7 +312,7 @@ def test_staging_folder_cleared_before_it_is_locked_is_made_anew(
             staging.delete(cleared[0])
         real(descriptor, how)
 
-    monkeypatch.setattr(staging.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     folder, hold = staging.begin(tmp_path)
     os.close(hold)
     assert cleared

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import subprocess
@@ -88,17 +87,21 @@ def test_output_before_and_after_is_left_alone(
     assert messages(caplog) == ["inside"]
 
 
-def test_c_buffers_go_to_the_right_side(
-    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
-) -> None:
-    libc = ctypes.CDLL(None)
-    libc.printf(b"before\n")  # not a terminal: stays in the C library's buffer
-    with native_output(LOG):
-        libc.printf(b"inside\n")
-    libc.printf(b"after\n")
-    libc.fflush(None)
-    assert capfd.readouterr().out == "before\nafter\n"
-    assert messages(caplog) == ["inside"]
+def test_c_buffers_go_to_the_right_side() -> None:
+    """In a process of its own: PYTHONUNBUFFERED switches off C's buffers as well."""
+    found = run(
+        """
+        import ctypes
+        from bridge.logs import logger, native_output
+        libc = ctypes.CDLL(None)
+        libc.printf(b"before ")
+        with native_output(logger("x")) as native:
+            libc.printf(b"inside")
+        libc.printf(b"after %s", repr(native.lines).encode())
+        """,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
+    )
+    assert found.stdout == "before after ('inside',)", found.stderr
 
 
 def test_python_buffers_go_to_the_right_side() -> None:
@@ -111,7 +114,8 @@ def test_python_buffers_go_to_the_right_side() -> None:
         with native_output(logger("x")):
             sys.stdout.write("inside")
         sys.stdout.write("after")
-        """
+        """,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"},
     )
     assert (found.stdout, found.stderr, found.returncode) == ("before after", "inside\n", 0)
 
