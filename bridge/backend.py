@@ -250,20 +250,26 @@ class Backend(ABC):
             def load(*args: Any) -> Predictor:
                 return owner.submit(self._load, *args).result()
 
-        try:
-            with native_output(logger(self.name)):
+        with native_output(logger(self.name)) as printed:
+            try:
                 return load(model, device, options), executor
-        except Exception as error:
-            if executor is not None:
-                executor.shutdown(wait=False)
-            if isinstance(error, BridgeError):
-                raise
-            if isinstance(error, ImportError):
-                raise BackendUnavailable(
-                    f"backend '{self.name}' is installed, but importing it failed: {error}.",
-                    fix="Reinstall the runtime; 'bridge doctor' shows what is installed.",
+            except Exception as error:
+                if executor is not None:
+                    executor.shutdown(wait=False)
+                if isinstance(error, BridgeError):
+                    raise
+                if isinstance(error, ImportError):
+                    raise BackendUnavailable(
+                        f"backend '{self.name}' is installed, but importing it failed: {error}.",
+                        fix="Reinstall the runtime; 'bridge doctor' shows what is installed.",
+                    ) from error
+                # What the runtime printed often says more than what it raised.
+                raise translate(
+                    error,
+                    self.error_rules(),
+                    ModelLoadFailed,
+                    native_log=list(printed.lines[-20:]),
                 ) from error
-            raise translate(error, self.error_rules(), ModelLoadFailed) from error
 
     def missing_device(self, device: Device) -> DeviceUnavailable:
         """The error for a device that is not in ``devices()``; override to say why."""
