@@ -312,8 +312,8 @@ def translate(
 
 def _likeness(name: str, other: str) -> float:
     """From 0 to 1; case and punctuation, the commonest slips, do not count."""
-    plain = [re.sub(r"\W|_", "", text).lower() for text in (name, other)]
-    return difflib.SequenceMatcher(None, *plain).ratio()
+    left, right = (re.sub(r"\W|_", "", text).lower() for text in (name, other))
+    return difflib.SequenceMatcher(None, left, right).ratio()
 
 
 def _first_line(text: str) -> str:
