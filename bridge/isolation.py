@@ -132,7 +132,8 @@ class Worker:
             self._end()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
-                stream.close()
+                with contextlib.suppress(BrokenPipeError):  # a request that never arrived
+                    stream.close()
         self._errors.close()
 
     def __enter__(self) -> Self:

@@ -1,0 +1,271 @@
+"""Workers, tried with an external plugin whose models misbehave on demand."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bridge import DType, message
+from bridge.errors import (
+    BackendUnavailable,
+    BridgeError,
+    DTypeMismatch,
+    ModelNotFound,
+    PredictError,
+    PredictTimeout,
+    WorkerDied,
+)
+from bridge.isolation import Worker
+
+PLUGIN = """
+import os, time
+import numpy as np
+import bridge
+
+class Acting(bridge.Format):
+    name, title, native_backend = "acting", "Acting", "acting"
+    def sniff(self, file):
+        return file.head.startswith(b"ACT ")
+
+class Player(bridge.Predictor):
+    def __init__(self, act):
+        f32 = bridge.DType.FLOAT32
+        super().__init__(
+            bridge.Signature(
+                (bridge.TensorSpec("x", f32, ("n",)),), (bridge.TensorSpec("y", f32, ("n",)),)
+            ),
+            bridge.PredictorInfo(threads=3),
+        )
+        self.act = act
+    def _predict(self, inputs, outputs):
+        if self.act == "abort":
+            os.write(2, b"about to abort\\n")
+            os.abort()
+        if self.act == "exit":
+            os._exit(7)
+        if self.act == "hang":
+            time.sleep(600)
+        if self.act == "print":
+            print("noise on stdout", flush=True)
+            os.write(1, b"native noise\\n")
+        if self.act == "raise":
+            raise ZeroDivisionError("odd")
+        return {"y": inputs["x"] * 2}
+    def _close(self):
+        pass
+
+class Backend(bridge.Backend):
+    name = "acting"
+    def probe(self):
+        return bridge.Availability(installed=True)
+    def capabilities(self, device):
+        return bridge.Capabilities(
+            formats=frozenset({"acting"}), zero_rows=True, thread_safety=bridge.ThreadSafety.SHARED
+        )
+    def _load(self, model, device, options):
+        act = model.file.read_text().split()[1]
+        if act == "abort-on-load":
+            os.abort()
+        return Player(act)
+
+@bridge.hookimpl
+def register_backends(register):
+    register(Backend())
+
+@bridge.hookimpl
+def register_formats(register):
+    register(Acting())
+"""
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the plugin on the path of child processes, and a folder for models."""
+    site = tmp_path / "site"
+    info = site / "acting-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "acting.py").write_text(PLUGIN)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acting\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[bridge]\nacting = acting\n")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    return tmp_path
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    with Worker() as made:
+        yield made
+
+
+def model(stage: Path, act: str) -> Path:
+    path = stage / f"{act}.model"
+    path.write_text(f"ACT {act}")
+    return path
+
+
+X = {"x": np.array([1, 2, 3], np.float32)}
+
+
+def test_a_worker_answers_like_a_predictor(stage: Path, worker: Worker) -> None:
+    worker.load(model(stage, "fine"))
+    assert worker.signature.input_names == ("x",)
+    assert worker.info["threads"] == 3
+    assert worker.load_s > 0
+    outputs, call_s = worker.predict(X)
+    np.testing.assert_array_equal(outputs["y"], [2, 4, 6])
+    assert outputs["y"].flags.writeable
+    assert call_s > 0
+    empty, _ = worker.predict({"x": np.zeros(0, np.float32)})
+    assert empty["y"].shape == (0,)
+    memory = worker.memory()
+    assert 0 < memory["rss_bytes"] <= memory["peak_rss_bytes"]
+
+
+def test_measuring_takes_turns_over_the_kept_inputs(stage: Path, worker: Worker) -> None:
+    worker.load(model(stage, "fine"))
+    worker.keep_inputs(X)
+    worker.keep_inputs({"x": np.zeros(5, np.float32)})
+    durations = worker.measure(7)
+    assert durations.shape == (7,)
+    assert (durations > 0).all()
+    worker.pause()
+    with pytest.raises(PredictTimeout):
+        worker.measure(1, timeout_s=0.2)
+
+
+def test_what_runtimes_print_does_not_garble_answers(stage: Path, worker: Worker) -> None:
+    worker.load(model(stage, "print"))
+    np.testing.assert_array_equal(worker.predict(X)[0]["y"], [2, 4, 6])
+    np.testing.assert_array_equal(worker.predict(X)[0]["y"], [2, 4, 6])
+
+
+def test_errors_keep_their_class_and_facts(stage: Path, worker: Worker) -> None:
+    with pytest.raises(ModelNotFound):
+        worker.load(stage / "nothing.model")
+    worker.load(model(stage, "raise"))
+    with pytest.raises(DTypeMismatch) as caught:
+        worker.predict({"x": np.zeros(3)})
+    assert caught.value.detail["wanted"] == "float32"
+    assert caught.value.backend == "acting"
+    with pytest.raises(PredictError, match="ZeroDivisionError: odd"):
+        worker.predict(X)
+    with pytest.raises(PredictError, match="no model yet"), Worker() as other:
+        other.predict(X)
+
+
+@pytest.mark.parametrize(
+    ("act", "how"), [("abort", "by signal SIGABRT"), ("exit", "with exit status 7")]
+)
+def test_a_crash_is_an_error_with_the_log(stage: Path, worker: Worker, act: str, how: str) -> None:
+    worker.load(model(stage, act))
+    with pytest.raises(WorkerDied, match=how) as caught:
+        worker.predict(X)
+    if act == "abort":
+        assert "about to abort" in caught.value.detail["log"]
+    with pytest.raises(WorkerDied):
+        worker.predict(X)
+    worker.close()
+    worker.close()
+
+
+def test_a_crash_while_loading(stage: Path, worker: Worker) -> None:
+    with pytest.raises(WorkerDied, match="SIGABRT"):
+        worker.load(model(stage, "abort-on-load"))
+
+
+def test_a_hang_ends_at_the_deadline(stage: Path, worker: Worker) -> None:
+    worker.load(model(stage, "hang"))
+    started = time.monotonic()
+    with pytest.raises(PredictTimeout, match="within 0.3 s"):
+        worker.predict(X, timeout_s=0.3)
+    assert time.monotonic() - started < 10
+    assert worker._process.poll() is not None
+
+
+def test_a_worker_does_not_outlive_a_killed_parent(stage: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from bridge.isolation import Worker;"
+        f"w = Worker(); w.load(Path({str(model(stage, 'fine'))!r}));"
+        "print(w._process.pid, flush=True); sys.stdin.read()"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 20
+    while _is_running(child):
+        assert time.monotonic() < deadline, "the worker is an orphan"
+        time.sleep(0.02)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    return state != "Z"
+
+
+def test_the_current_folder_is_not_on_the_workers_path(
+    stage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trap = stage / "cwd"
+    trap.mkdir()
+    (trap / "numpy.py").write_text("raise SystemExit('imported from the current folder')")
+    monkeypatch.chdir(trap)
+    with Worker() as worker:
+        worker.load(model(stage, "fine"))
+
+
+def test_ctrl_c_is_left_to_the_parent(stage: Path, worker: Worker) -> None:
+    worker.load(model(stage, "fine"))
+    worker._process.send_signal(signal.SIGINT)
+    np.testing.assert_array_equal(worker.predict(X)[0]["y"], [2, 4, 6])
+
+
+def test_messages_round_trip_every_dtype() -> None:
+    pytest.importorskip("ml_dtypes")
+    arrays = {}
+    for dtype in DType:
+        if dtype is DType.STRING:
+            arrays["string"] = np.array([["a", "é\0"], ["", "b"]], object)
+        else:
+            arrays[str(dtype)] = np.arange(6).reshape(2, 3).astype(dtype.numpy)
+    arrays["fortran"] = np.asfortranarray(np.arange(6).reshape(2, 3))
+    arrays["scalar"] = np.array(3.5, np.float32)
+    arrays["empty"] = np.zeros((0, 3), np.int8)
+    stream = io.BytesIO()
+    message.write(stream, {"do": "x"}, arrays)
+    stream.seek(0)
+    fields, back = message.read(stream)
+    assert fields == {"do": "x"}
+    assert list(back) == list(arrays)
+    for name, array in arrays.items():
+        assert (back[name].dtype, back[name].shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(back[name], array)
+    whole = stream.getvalue()
+    for cut in (0, 3, 8, 50, len(whole) - 1):
+        with pytest.raises(EOFError):
+            message.read(io.BytesIO(whole[:cut]))
+    with pytest.raises(ValueError, match="no header of ours"):
+        message.read(io.BytesIO(b"\xff" * 100))
+
+
+def test_a_worker_that_cannot_import_says_so(stage: Path, worker: Worker) -> None:
+    (stage / "site" / "acting.py").write_text("raise RuntimeError('broken plugin')")
+    with pytest.raises(BridgeError) as caught:
+        worker.load(model(stage, "fine"), backend="acting")
+    assert not isinstance(caught.value, (WorkerDied, BackendUnavailable))
