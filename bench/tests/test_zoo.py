@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import bridge_zoo
 import numpy as np
 import pytest
-from bridge_zoo.__main__ import main
 
+import bridge_zoo
 from bridge.errors import OptionError
+from bridge_zoo.__main__ import main
 
 Scores = dict[str, np.ndarray]
 Predict = Callable[[dict[str, np.ndarray]], Scores]
