@@ -1,0 +1,218 @@
+"""The backend: what OpenVINO can do here, how a model is compiled, what its errors mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bridge import (
+    CPU,
+    Availability,
+    Backend,
+    Capabilities,
+    Device,
+    DType,
+    ErrorRule,
+    ModelRef,
+    Options,
+    PredictorInfo,
+    ThreadSafety,
+    find_runtime,
+)
+from bridge.cpus import usable_cpus
+from bridge.errors import DeviceUnavailable, OptionError, SilentFallback, UnsupportedModel
+from bridge_openvino.buffers import NARROWED
+from bridge_openvino.failures import RULES
+from bridge_openvino.options import OpenvinoOptions
+from bridge_openvino.ports import Ports, find_ports
+from bridge_openvino.predictor import OpenvinoPredictor, StatefulOpenvinoPredictor
+from bridge_openvino.reading import read
+from bridge_openvino.runtime import compiled, core, openvino
+
+__all__ = ["OpenvinoBackend"]
+
+_PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+
+
+class OpenvinoBackend(Backend):
+    """OpenVINO on CPUs, and on Intel's GPUs and NPUs where it lists them."""
+
+    name = "openvino"
+    options_type = OpenvinoOptions
+    device_kinds = ("cpu", "gpu", "npu", "auto")
+
+    def probe(self) -> Availability:
+        """Whether ``openvino`` is installed; it is not imported."""
+        return find_runtime("openvino", ("openvino", "openvino-nightly"), "openvino")
+
+    def devices(self) -> tuple[Device, ...]:
+        """The devices that OpenVINO itself lists, and ``auto``, its choice among them."""
+        found = [CPU]
+        for place in core().available_devices:
+            kind, _, index = place.lower().partition(".")
+            if kind in ("gpu", "npu"):
+                found.append(Device(kind, int(index) if index.isdecimal() else 0))
+        return (*found, Device("auto"))
+
+    def capabilities(self, device: Device) -> Capabilities:
+        """The same for all devices; only the CPU has been tried.
+
+        Integers of 64 bits (and uint32) are taken where their values fit into int32, see
+        ``NARROWED``; strings are not taken: with openvino 2026.4 a string tensor shared
+        with a request ended in ``munmap_chunk(): invalid pointer`` (seen).
+        """
+        return Capabilities(
+            formats=frozenset({"onnx", "openvino_ir", "saved_model", "tflite"}),
+            dtypes=frozenset(
+                {
+                    DType.BOOL,
+                    DType.INT8,
+                    DType.INT16,
+                    DType.INT32,
+                    DType.INT64,
+                    DType.UINT8,
+                    DType.UINT16,
+                    DType.UINT32,
+                    DType.UINT64,
+                    DType.FLOAT16,
+                    DType.BFLOAT16,
+                    DType.FLOAT32,
+                }
+            ),
+            dynamic_dims=True,
+            zero_rows=True,
+            deterministic=True,
+            thread_safety=ThreadSafety.SHARED,
+        )
+
+    def search_space(self, model: ModelRef, device: Device) -> tuple[Options, ...]:
+        """The default; on a CPU also unpinned threads and streams."""
+        default = OpenvinoOptions()
+        if device != CPU:
+            return (default,)
+        arms = [default, OpenvinoOptions(pinning=False)]
+        if usable_cpus() > 1:
+            arms.append(OpenvinoOptions(hint="throughput"))
+        return tuple(arms)
+
+    def error_rules(self) -> tuple[ErrorRule, ...]:
+        """OpenVINO raises ``RuntimeError`` for everything; see ``failures``."""
+        return RULES
+
+    def missing_device(self, device: Device) -> DeviceUnavailable:
+        """Says what OpenVINO lists, which is decided by drivers outside of Python."""
+        there = ", ".join(core().available_devices)
+        return DeviceUnavailable(
+            f"OpenVINO lists the devices {there} here, not {str(device).upper()}.",
+            fix="GPU and NPU need Intel's drivers (for the GPU libOpenCL.so.1 as well); "
+            "or use device='cpu'.",
+            wanted=str(device),
+            there=there,
+        )
+
+    def _load(self, model: ModelRef, device: Device, options: OpenvinoOptions) -> OpenvinoPredictor:
+        config = _config(device, options)
+        with read(model) as network:
+            ports = find_ports(model, network)
+            _require_float32(ports, options)
+            native = compiled(network, _place(device), config)
+        is_stateful = bool(native.create_infer_request().query_state())
+        info = _info(native, device, ports, is_stateful=is_stateful)
+        if info.precision != _PRECISIONS[options.precision]:
+            raise SilentFallback(
+                f"asked for precision={options.precision}, but OpenVINO computes in "
+                f"{info.precision} on this device.",
+                fix="Ask for that precision, or for f32.",
+                wanted=options.precision,
+                got=info.precision,
+            )
+        kind = StatefulOpenvinoPredictor if is_stateful else OpenvinoPredictor
+        return kind(native, ports, info)
+
+
+def _place(device: Device) -> str:
+    """OpenVINO's name of a device: a single one has no index there."""
+    if device.kind in ("cpu", "auto"):
+        return device.kind.upper()
+    indexed = f"{device.kind.upper()}.{device.index}"
+    return indexed if indexed in core().available_devices else device.kind.upper()
+
+
+def _config(device: Device, options: OpenvinoOptions) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": options.precision,
+        # Without it, layers may be quantised at run time whatever the precision says.
+        "EXECUTION_MODE_HINT": "ACCURACY" if options.precision == "f32" else "PERFORMANCE",
+        "PERFORMANCE_HINT": options.hint.upper(),
+    }
+    if options.streams is not None:
+        config["NUM_STREAMS"] = options.streams
+    if device.kind in ("cpu", "auto"):
+        config["INFERENCE_NUM_THREADS"] = options.threads or usable_cpus()
+        if options.pinning is not None:
+            config["ENABLE_CPU_PINNING"] = options.pinning
+    elif options.threads is not None or options.pinning is not None:
+        raise OptionError(
+            f"threads and pinning are settings of the CPU; the device is {device}.",
+            fix="Leave them out, or use device='cpu'.",
+        )
+    return config
+
+
+def _require_float32(ports: Ports, options: OpenvinoOptions) -> None:
+    for spec in (*ports.signature.inputs, *ports.signature.outputs):
+        if spec.dtype is DType.FLOAT64 and not options.narrow_float64:
+            raise UnsupportedModel(
+                f"'{spec.name}' is float64, which OpenVINO computes in float32.",
+                fix="Use another backend, or accept that with options={'narrow_float64': True}.",
+                tensor=spec.name,
+            )
+
+
+def _info(native: Any, device: Device, ports: Ports, *, is_stateful: bool) -> PredictorInfo:
+    running = tuple(place.strip("()") for place in native.get_property("EXECUTION_DEVICES"))
+    properties = _properties(native, device, running)
+    precision = properties.get("INFERENCE_PRECISION_HINT")
+    threads = properties.get("INFERENCE_NUM_THREADS")
+    streams = properties.get("NUM_STREAMS")
+    pinning = properties.get("ENABLE_CPU_PINNING")
+    specs = (*ports.signature.inputs, *ports.signature.outputs)
+    narrowed = {str(spec.dtype): NARROWED[spec.dtype] for spec in specs if spec.dtype in NARROWED}
+    details: dict[str, Any] = {
+        "execution_devices": list(running),
+        "streams": None if streams is None else int(streams),
+        "pinning": None if pinning is None else bool(pinning),
+        "infer_requests": int(native.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")),
+    }
+    if narrowed:
+        details["narrowed"] = narrowed
+    native_precision = "unknown" if precision is None else precision.get_type_name()
+    return PredictorInfo(
+        device=device if device.kind == "auto" else _device(running),
+        provider=",".join(running),
+        precision=_PRECISIONS.get(native_precision, native_precision),
+        threads=None if threads is None else int(threads),
+        stateful=is_stateful,
+        versions={"openvino": openvino().__version__},
+        details=details,
+    )
+
+
+def _properties(native: Any, device: Device, running: tuple[str, ...]) -> Mapping[str, Any]:
+    """What the compiled model says of itself; ``AUTO`` keeps it one level deeper."""
+    if device.kind == "auto":
+        nested: Mapping[str, Mapping[str, Any]] = native.get_property("DEVICE_PROPERTIES")
+        return nested.get(running[0], {})
+    said = native.get_property("SUPPORTED_PROPERTIES")
+    wanted = (
+        "INFERENCE_PRECISION_HINT",
+        "INFERENCE_NUM_THREADS",
+        "NUM_STREAMS",
+        "ENABLE_CPU_PINNING",
+    )
+    return {name: native.get_property(name) for name in wanted if name in said}
+
+
+def _device(running: tuple[str, ...]) -> Device:
+    kind, _, index = running[0].lower().partition(".")
+    return Device(kind, int(index) if index.isdecimal() else 0)

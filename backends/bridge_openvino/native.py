@@ -1,0 +1,51 @@
+"""The shortest idiomatic use of OpenVINO, as a yardstick for the bridge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from bridge import ModelRef
+from bridge.cpus import usable_cpus
+from bridge.errors import UnsupportedModel
+from bridge_openvino.runtime import openvino
+
+__all__ = ["load"]
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+
+def load(
+    model: ModelRef, *, threads: int | None = None, signature_key: str | None = None
+) -> Callable[[Arrays], Arrays]:
+    """A function that answers one call with OpenVINO alone, in float32 on the CPU.
+
+    It does what OpenVINO's own examples do: ``infer`` with a dict, which copies inputs
+    and outputs. Not for several threads.
+
+    Args:
+        model: A model whose file has its usual suffix, or the bytes of an ONNX model.
+        threads: Threads to use; ``None`` means the CPUs that this process may use.
+        signature_key: ``serving_default`` or ``None``: OpenVINO offers no choice.
+
+    Raises:
+        UnsupportedModel: Another signature was asked for.
+    """
+    if signature_key not in (None, "serving_default"):
+        raise UnsupportedModel(f"OpenVINO offers no choice of '{signature_key}'.")
+    core = openvino().Core()
+    network = core.read_model(model.path if model.data is None else model.data)
+    config = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "EXECUTION_MODE_HINT": "ACCURACY",
+        "INFERENCE_NUM_THREADS": threads or usable_cpus(),
+    }
+    request = core.compile_model(network, "CPU", config).create_infer_request()
+    names = [next(iter(port.names)) for port in network.outputs]
+
+    def call(inputs: Arrays) -> Arrays:
+        return dict(zip(names, request.infer(inputs).values(), strict=True))
+
+    return call
