@@ -8,8 +8,9 @@ may compute in place) and never outlive the call (a request keeps the bare addre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,13 +33,25 @@ NARROWED = {
 2**33 gives 2, to the int64 2**31 - 1 gives -2**31. See its issues 24072 and 35823."""
 
 _ALIGNMENT_BYTES = 64  # a cache line, and what OpenVINO's own tensors are aligned to
+_SMALL_BYTES = 1 << 20  # not worth giving back
 _LOWEST, _HIGHEST = -(2**31), 2**31 - 1
 
 _lowest_of = np.minimum.reduce
 _highest_of = np.maximum.reduce
 
-# buffer name, the buffer, its shape
+# name of an input, its buffer, the buffer's shape
 _Filled = tuple[str, npt.NDArray[Any], tuple[int, ...] | None]
+
+
+class _Place(NamedTuple):
+    """What is needed of one port to make its buffer; plain values, because it is hot."""
+
+    name: str
+    port: int
+    dtype: np.dtype[Any]
+    itemsize_bytes: int
+    is_bfloat16: bool
+    is_wide: bool
 
 
 class InputBuffers:
@@ -50,11 +63,23 @@ class InputBuffers:
 
     def __init__(self, request: Any, ports: Mapping[str, Port]) -> None:
         self.arrays: Arrays = {}
-        self._request = request
+        self._set = request.set_input_tensor
+        places = [
+            _Place(
+                name,
+                port.index,
+                port.dtype.numpy,
+                port.dtype.itemsize_bytes,
+                port.dtype is DType.BFLOAT16,
+                port.dtype in NARROWED and port.dtype.is_integer,
+            )
+            for name, port in ports.items()
+        ]
         # Wide integers side by side, so that one look at each kind checks all its inputs.
-        self._ports = sorted(ports.items(), key=lambda item: (item[1].dtype.value, item[1].index))
+        self._places = sorted(places, key=lambda place: (place.dtype.name, place.port))
+        self._block = np.empty(0, np.uint8)
         self._unset: tuple[_Filled, ...] = tuple(
-            (name, np.empty(0, np.uint8), None) for name, _ in self._ports[:1]
+            (place.name, self._block, None) for place in self._places[:1]
         )
         self._filled = self._unset
         self._wide: list[npt.NDArray[Any]] = []
@@ -68,37 +93,55 @@ class InputBuffers:
         for name, buffer, shape in self._filled:
             array = inputs[name]
             if array.shape != shape:
-                self.resize({name: inputs[name].shape for name, _ in self._ports})
+                self.resize(inputs)
                 self.fill(inputs)
                 return
             buffer[...] = array
         if self._wide:
             self.check_integers()
 
-    def resize(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Makes zeroed buffers of these shapes and sets them as the request's tensors."""
+    def resize(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Gives every buffer the shape of its input, and zeros as content."""
         self._filled = self._unset  # so that a failure half-way leaves nothing half set
+        places = self._places
+        shapes = [inputs[place.name].shape for place in places]
         sizes = [
-            max(_aligned(_count(shapes[name]) * port.dtype.itemsize_bytes), _ALIGNMENT_BYTES)
-            for name, port in self._ports
+            -(-math.prod(shape) * place.itemsize_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+            or _ALIGNMENT_BYTES
+            for place, shape in zip(places, shapes, strict=True)
         ]
-        block = np.zeros(sum(sizes) + _ALIGNMENT_BYTES, np.uint8)
-        start = -block.ctypes.data % _ALIGNMENT_BYTES
+        block = self._blank(sum(sizes))
         filled: list[_Filled] = []
+        wide: dict[np.dtype[Any], list[int]] = {}
         ov = openvino()
-        ranges: dict[DType, tuple[int, int]] = {}
-        for (name, port), size in zip(self._ports, sizes, strict=True):
-            shape = shapes[name]
-            used = block[start : start + _count(shape) * port.dtype.itemsize_bytes]
-            buffer = used.view(port.dtype.numpy).reshape(shape)
-            self._request.set_input_tensor(port.index, _tensor(ov, buffer, port.dtype))
+        start = 0
+        for place, shape, size in zip(places, shapes, sizes, strict=True):
+            name, port, dtype, _, is_bfloat16, is_wide = place
+            buffer = np.ndarray(shape, dtype, block, start)
+            if is_bfloat16:  # unknown to OpenVINO's numpy conversion
+                bits = buffer.view(np.float16)
+                self._set(port, ov.Tensor(bits, list(shape), ov.Type.bf16))
+            else:
+                self._set(port, ov.Tensor(buffer, shared_memory=True))
             filled.append((name, buffer, shape))
-            if port.dtype in NARROWED and port.dtype.is_integer:
-                ranges[port.dtype] = (ranges.get(port.dtype, (start, 0))[0], start + size)
+            if is_wide:
+                wide.setdefault(dtype, [start, start])[1] = start + size
             start += size
-        self._wide = [block[low:high].view(kind.numpy) for kind, (low, high) in ranges.items()]
+        self._wide = [block[low:high].view(dtype) for dtype, (low, high) in wide.items()]
         self.arrays = {name: buffer for name, buffer, _ in filled}
         self._filled = tuple(filled)
+
+    def _blank(self, size_bytes: int) -> npt.NDArray[np.uint8]:
+        """Zeroed, aligned memory: what is there already, unless too small or far too large."""
+        block = self._block
+        if not size_bytes <= block.size <= 4 * size_bytes + _SMALL_BYTES:
+            roomy = np.zeros(size_bytes + _ALIGNMENT_BYTES, np.uint8)
+            start = -roomy.ctypes.data % _ALIGNMENT_BYTES
+            self._block = roomy[start : start + size_bytes]
+            return self._block
+        # The gaps too: they must not look like integers that do not fit.
+        block[:size_bytes] = 0
+        return block
 
     def check_integers(self) -> None:
         """Raises ``InputError`` for an integer that 32 bits do not hold."""
@@ -120,17 +163,3 @@ class InputBuffers:
                         input=name,
                         value=value,
                     )
-
-
-def _tensor(ov: Any, buffer: npt.NDArray[Any], dtype: DType) -> Any:
-    if dtype is DType.BFLOAT16:  # unknown to OpenVINO's numpy conversion
-        return ov.Tensor(buffer.view(np.float16), list(buffer.shape), ov.Type.bf16)
-    return ov.Tensor(buffer, shared_memory=True)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64)) if shape else 1
-
-
-def _aligned(size_bytes: int) -> int:
-    return -(-size_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES

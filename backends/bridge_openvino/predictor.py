@@ -112,7 +112,7 @@ class _OpenvinoBound(Bound):
     def __init__(self, predictor: OpenvinoPredictor, inputs: Arrays) -> None:
         super().__init__(predictor, inputs)
         self._request = _Request(predictor._compiled, predictor._ports)
-        self._request.buffers.resize({name: array.shape for name, array in inputs.items()})
+        self._request.buffers.resize(inputs)
         # Inputs that the model does not read keep the arrays they were given.
         self.inputs = {**inputs, **self._request.buffers.arrays}
         self._name_results = predictor._named

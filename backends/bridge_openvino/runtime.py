@@ -16,6 +16,7 @@ _importing = threading.Lock()
 _compiling_process: int | None = None
 
 
+@functools.cache
 def openvino() -> Any:
     """The module ``openvino``, imported without its telemetry.
 
