@@ -102,9 +102,7 @@ class ExportedProgram(Format):
         if model.live is not None:
             return
         with _opened(model) as archive:
-            graphs = {
-                name: _graph(archive, name) for name in archive.members if _is_graph(name)
-            }
+            graphs = {name: _graph(archive, name) for name in archive.members if _is_graph(name)}
             if model.trust:
                 return
             findings = [

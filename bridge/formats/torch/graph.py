@@ -22,27 +22,62 @@ from bridge.formats.torch.operators import allowed
 __all__ = ["operator_counts", "scan_graph"]
 
 _FUNCTIONS = frozenset(
-    {f"_operator.{name}" for name in (
-        "add sub mul truediv floordiv mod neg pos pow abs eq ne lt le gt ge and_ or_ not_ "
-        "getitem"
-    ).split()}
-    | {f"math.{name}" for name in "ceil floor trunc sqrt".split()}
-    | {f"torch.{name}" for name in (
-        "sym_int sym_float sym_max sym_min sym_not sym_ite sym_sum"
-    ).split()}
-    | {f"torch.ops.higher_order.{name}" for name in (
-        "cond while_loop wrap_with_set_grad_enabled wrap_with_autocast"
-    ).split()}
+    {f"_operator.{name}" for name in ["add", "sub", "mul", "truediv", "floordiv", "mod", "neg", "pos", "pow", "abs", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_", "getitem"]}
+    | {f"math.{name}" for name in ["ceil", "floor", "trunc", "sqrt"]}
+    | {f"torch.{name}" for name in ["sym_int", "sym_float", "sym_max", "sym_min", "sym_not", "sym_ite", "sym_sum"]}
+    | {f"torch.ops.higher_order.{name}" for name in ["cond", "while_loop", "wrap_with_set_grad_enabled", "wrap_with_autocast"]}
     | {"torch._C._set_grad_enabled", "torch.sym_sqrt"}
 )  # fmt: skip
 """What a node may call besides ``torch.ops.aten``; sub-graphs are scanned like the graph."""
 
 _SYMBOLIC = frozenset(
-    "Symbol Integer Float Rational Add Mul Pow Mod PythonMod FloorDiv CeilDiv CleanDiv "
-    "ModularIndexing Where Max Min Abs Eq Ne Lt Le Gt Ge Equality Unequality StrictLessThan "
-    "LessThan StrictGreaterThan GreaterThan And Or Not floor ceiling FloorToInt CeilToInt "
-    "TruncToInt TruncToFloat RoundToInt IntTrueDiv FloatTrueDiv PowByNatural FloatPow ToFloat "
-    "Identity".split()
+    [
+        "Symbol",
+        "Integer",
+        "Float",
+        "Rational",
+        "Add",
+        "Mul",
+        "Pow",
+        "Mod",
+        "PythonMod",
+        "FloorDiv",
+        "CeilDiv",
+        "CleanDiv",
+        "ModularIndexing",
+        "Where",
+        "Max",
+        "Min",
+        "Abs",
+        "Eq",
+        "Ne",
+        "Lt",
+        "Le",
+        "Gt",
+        "Ge",
+        "Equality",
+        "Unequality",
+        "StrictLessThan",
+        "LessThan",
+        "StrictGreaterThan",
+        "GreaterThan",
+        "And",
+        "Or",
+        "Not",
+        "floor",
+        "ceiling",
+        "FloorToInt",
+        "CeilToInt",
+        "TruncToInt",
+        "TruncToFloat",
+        "RoundToInt",
+        "IntTrueDiv",
+        "FloatTrueDiv",
+        "PowByNatural",
+        "FloatPow",
+        "ToFloat",
+        "Identity",
+    ]
 )
 """Functions that a size or a guard may be built of."""
 
@@ -51,9 +86,7 @@ _DOTTED = re.compile(r"[\w.]*")
 _KEY = re.compile(r"[\w.\- ]*")
 _PLAIN = re.compile(r"[\w.:;,+\-/<> ]*")
 
-_TREES = frozenset(
-    ("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
-)
+_TREES = frozenset(("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"))
 # Written as text into comments or kept as data, never compiled or imported.
 _FREE_TEXT = frozenset(("as_string", "as_strings", "stack_trace", "torch_fn"))
 _NAMES = frozenset(("name", "as_name", "forward_arg_names"))

@@ -139,9 +139,7 @@ def script_signature(arguments: Iterable[Argument], returns: Sequence[str] | str
                 type=argument.type,
             )
     outputs = output_names(returns) if isinstance(returns, str) else tuple(returns)
-    return Signature(
-        tuple(inputs), tuple(TensorSpec(name, None, None) for name in outputs or ())
-    )
+    return Signature(tuple(inputs), tuple(TensorSpec(name, None, None) for name in outputs or ()))
 
 
 def output_names(returns: str) -> tuple[str, ...] | None:
@@ -249,7 +247,9 @@ def _class(sources: dict[str, str], qualified: str) -> ast.ClassDef | None:
         body = ast.parse(text).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    return next((item for item in body if isinstance(item, ast.ClassDef) and item.name == name), None)
+    return next(
+        (item for item in body if isinstance(item, ast.ClassDef) and item.name == name), None
+    )
 
 
 def _member(sources: dict[str, str], qualified: str, name: str) -> ast.stmt | None:

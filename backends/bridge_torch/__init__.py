@@ -1,0 +1,1 @@
+"""The ``torch`` backend: TorchScript, ExportedProgram, AOTInductor packages, live modules."""

@@ -1,0 +1,338 @@
+"""The ``torch`` backend."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import threading
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import bridge
+from bridge.capabilities import Capabilities, ThreadSafety
+from bridge.device import CPU, Device
+from bridge.dtypes import DType
+from bridge.errors import (
+    BackendUnavailable,
+    BridgeError,
+    DTypeMismatch,
+    ErrorRule,
+    InvalidModel,
+    OptionError,
+    OutOfMemory,
+    PredictError,
+    ShapeMismatch,
+    UnsupportedModel,
+)
+from bridge.model import ModelRef
+from bridge_torch.options import TorchOptions
+from bridge_torch.predictor import TorchPredictor
+from bridge_torch.program import Program, declare, of_module, of_script, quiet
+
+__all__ = ["TorchBackend"]
+
+_FORMATS = frozenset(
+    ("torchscript", "exported_program", "aot_inductor", "torch_module", "torch_pickle")
+)
+_SCRIPT_IS_DEPRECATED = r"`torch\.jit\.\w+` is (deprecated|not supported)"
+_DTYPES = frozenset(set(DType) - {DType.STRING})
+
+
+class TorchBackend(bridge.Backend):
+    """PyTorch: TorchScript, ExportedProgram, AOTInductor packages, live modules, pickles.
+
+    A live module in evaluation mode is used as it is. If any part of it is in training
+    mode, or if its parameters are on another device, a copy is made: the copy is put into
+    evaluation mode, shares parameters and buffers with the original where the device
+    allows, and the caller's module is not touched. A TorchScript file is put into
+    evaluation mode after loading.
+    """
+
+    name = "torch"
+    options_type: ClassVar[type[bridge.Options]] = TorchOptions
+    device_kinds = ("cpu", "cuda")
+
+    def probe(self) -> bridge.Availability:
+        return bridge.find_runtime("torch", ("torch",), "torch")
+
+    def devices(self) -> tuple[Device, ...]:
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return (CPU, *(Device("cuda", index) for index in range(count)))
+
+    def capabilities(self, device: Device) -> Capabilities:
+        return Capabilities(
+            formats=_FORMATS if device.kind in self.device_kinds else frozenset(),
+            dtypes=_DTYPES,
+            dynamic_dims=True,
+            zero_rows=True,
+            dlpack=device == CPU,
+            deterministic=device == CPU,
+            thread_safety=ThreadSafety.SHARED,
+        )
+
+    def search_space(self, model: ModelRef, device: Device) -> tuple[bridge.Options, ...]:
+        if model.format.name == "torchscript":
+            return (TorchOptions(), TorchOptions(execution="frozen"))
+        if model.format.name in ("exported_program", "torch_module"):
+            return (TorchOptions(), TorchOptions(execution="compiled"))
+        return (TorchOptions(),)
+
+    def error_rules(self) -> tuple[ErrorRule, ...]:
+        import torch
+
+        return (
+            ErrorRule(torch.OutOfMemoryError, OutOfMemory),
+            ErrorRule(RuntimeError, OutOfMemory, r"can't allocate memory|out of memory"),
+            ErrorRule(
+                RuntimeError,
+                UnsupportedModel,
+                r"Unknown builtin op: (?P<operator>[\w:.]+)",
+                message="this torch does not know the model's operator {operator}.",
+                fix="Install the library that defines it, or a newer torch.",
+            ),
+            ErrorRule(
+                RuntimeError,
+                InvalidModel,
+                r"PytorchStreamReader failed|failed finding central directory"
+                r"|Unexpected end of|expect opcode|is not a ZIP archive",
+                fix="The file may be truncated; export or copy it again.",
+            ),
+            ErrorRule(
+                AssertionError,
+                ShapeMismatch,
+                r"Guard failed: (?P<guard>[^\n]+)",
+                message="the inputs do not keep the exported program's condition {guard}.",
+                fix="Use sizes for which the program was exported, or export it anew.",
+            ),
+            ErrorRule(TypeError, DTypeMismatch, r"can't convert np.ndarray|byte order different"),
+        )
+
+    def _load(self, model: ModelRef, device: Device, options: Any) -> bridge.Predictor:
+        import torch
+
+        assert isinstance(options, TorchOptions)
+        program = declare(_PROGRAMS[model.format.name](model, device, options), model.declared)
+        call = program.call
+        if options.threads is not None:
+            from bridge_torch.threads import limited
+
+            call = limited(call, options.threads)
+        if device.kind == "cuda":
+            call = _with_tf32(call, allowed=options.tf32)
+        versions = {"torch": torch.__version__}
+        if device.kind == "cuda":
+            versions["cuda"] = str(torch.version.cuda)
+        info = bridge.PredictorInfo(
+            device=device,
+            provider=program.provider,
+            precision="tf32" if options.tf32 and device.kind == "cuda" else "float32",
+            threads=options.threads or (torch.get_num_threads() if device == CPU else None),
+            stateful=program.stateful,
+            versions=versions,
+            details=program.details,
+        )
+        return TorchPredictor(dataclasses.replace(program, call=call), info)
+
+
+def _script_program(model: ModelRef, device: Device, options: TorchOptions) -> Program:
+    import torch
+
+    if options.execution == "compiled":
+        raise _illegal(options, "TorchScript", "frozen")
+    # What torch.jit.load does after its deprecation warning, which would be raised in a
+    # program that turns warnings into errors, and can only be silenced process-wide.
+    module = torch.jit._recursive.wrap_cpp_module(
+        torch._C.import_ir_module(
+            torch._C.CompilationUnit(), str(model.file), torch.device(str(device)), {}, False
+        )
+    )
+    return _of_scripted(module.eval(), options, model)
+
+
+def _of_scripted(module: Any, options: TorchOptions, model: ModelRef) -> Program:
+    provider = "TorchScript"
+    if options.execution == "frozen":
+        import torch
+
+        with quiet(_SCRIPT_IS_DEPRECATED):
+            module = torch.jit.optimize_for_inference(torch.jit.freeze(module))
+        provider = "TorchScript, frozen"
+    return of_script(module, provider, model.declared)
+
+
+def _exported_program(model: ModelRef, device: Device, options: TorchOptions) -> Program:
+    import torch
+    from bridge_torch.exported import flat_module, of_exported
+
+    if options.execution == "frozen":
+        raise _illegal(options, "an ExportedProgram", "compiled")
+    exported: Any = model.live
+    if exported is None:
+        exported = torch.export.load(str(model.file))
+    if device != CPU:
+        from torch.export.passes import move_to_device_pass
+
+        exported = move_to_device_pass(exported, str(device))
+    module = flat_module(exported)
+    if options.execution == "compiled":
+        program = of_exported(exported, _compiled(module, options), "torch.compile")
+        return dataclasses.replace(program, exclusive=True)
+    return of_exported(exported, module, "eager")
+
+
+def _package_program(model: ModelRef, device: Device, options: TorchOptions) -> Program:
+    with quiet(_SCRIPT_IS_DEPRECATED):
+        import torch._inductor
+
+    from bridge_torch.exported import of_package
+
+    if options.execution != "eager":
+        raise _illegal(options, "an AOTInductor package", "eager")
+    index = device.index if device.kind == "cuda" else -1
+    package = torch._inductor.aoti_load_package(str(model.file), device_index=index)
+    built_for = str(package.loader.get_metadata().get("AOTI_DEVICE_KEY", device.kind))
+    if built_for != device.kind:
+        raise UnsupportedModel(
+            f"the package was built for {built_for}; {device} was asked for.",
+            fix=f"Load it with device='{built_for}', or build it again.",
+        )
+    return of_package(package.loader, model.declared)
+
+
+def _pickle_program(model: ModelRef, device: Device, options: TorchOptions) -> Program:
+    import torch
+
+    # Reached with trust only: TorchPickle.check refuses otherwise.
+    found = torch.load(str(model.file), map_location=str(device), weights_only=False)
+    if not isinstance(found, torch.nn.Module):
+        what = f"an object of class {type(found).__name__}"
+        if isinstance(found, dict):
+            what = f"a dict of {len(found)} entries, probably the weights (state dict) of a model"
+        raise UnsupportedModel(
+            f"the pickle holds {what}, and no model.",
+            fix="Build the module, call load_state_dict on it, and pass the module itself, or "
+            "export it with torch.export.save.",
+        )
+    return _of_live(found, model, device, options)
+
+
+def _module_program(model: ModelRef, device: Device, options: TorchOptions) -> Program:
+    return _of_live(model.live, model, device, options)
+
+
+def _of_live(live: Any, model: ModelRef, device: Device, options: TorchOptions) -> Program:
+    import torch
+
+    module = _ready(live, device)
+    if isinstance(module, torch.jit.ScriptModule):
+        if options.execution == "compiled":
+            raise _illegal(options, "TorchScript", "frozen")
+        return _of_scripted(module, options, model)
+    if options.execution == "frozen":
+        try:
+            with quiet(_SCRIPT_IS_DEPRECATED):
+                scripted = torch.jit.script(module)
+        except Exception as error:
+            raise UnsupportedModel(
+                f"{type(module).__name__} cannot be turned into TorchScript: "
+                f"{str(error).strip().splitlines()[0] if str(error).strip() else error!r}",
+                fix="Use execution=compiled or eager.",
+            ) from error
+        return _of_scripted(scripted, options, model)
+    if options.execution == "compiled":
+        program = of_module(module, _compiled(module, options), "torch.compile", model.declared)
+        return dataclasses.replace(program, exclusive=True)
+    return of_module(module, module, "eager", model.declared)
+
+
+def _ready(module: Any, device: Device) -> Any:
+    """The module if it can be used as it is, else a copy; see ``TorchBackend``."""
+    import torch
+
+    wanted = torch.device(str(device))
+    tensors = [*module.parameters(), *module.buffers()]
+    is_elsewhere = any(tensor.device != wanted for tensor in tensors)
+    if not is_elsewhere and not any(part.training for part in module.modules()):
+        return module
+    shared = {} if is_elsewhere else {id(tensor): tensor for tensor in tensors}
+    try:
+        made = copy.deepcopy(module, shared)
+    except (TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
+        raise UnsupportedModel(
+            f"{type(module).__name__} is in training mode or not on {device}, and cannot be "
+            f"copied: {error}.",
+            fix=f"Call .eval() and .to('{device}') on it first.",
+        ) from error
+    return made.to(wanted).eval()
+
+
+def _compiled(module: Any, options: TorchOptions) -> Callable[..., Any]:
+    import torch
+
+    try:
+        with quiet(_SCRIPT_IS_DEPRECATED):  # torch's own, from importing its compiler
+            compiled: Callable[..., Any] = torch.compile(module, dynamic=options.dynamic)
+    except RuntimeError as error:
+        raise BackendUnavailable(
+            f"torch.compile does not work here: {error}.", fix="Use execution=eager."
+        ) from error
+    from torch._dynamo.exc import TorchDynamoException
+
+    def run(*args: Any, **keywords: Any) -> Any:
+        try:
+            return compiled(*args, **keywords)
+        except TorchDynamoException as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise PredictError(
+                f"torch.compile could not compile the model: {first}",
+                fix="Use execution=eager; compiling needs a C++ compiler.",
+            ) from error
+
+    return run
+
+
+def _illegal(options: TorchOptions, what: str, instead: str) -> BridgeError:
+    return OptionError(
+        f"option 'execution' cannot be '{options.execution}' for {what}.",
+        fix=f"Use execution={instead}.",
+        option="execution",
+        value=options.execution,
+    )
+
+
+_tf32 = threading.Lock()
+
+
+def _with_tf32(call: Callable[..., Any], *, allowed: bool) -> Callable[..., Any]:
+    """``call`` with TensorFloat-32 on or off for float32 products and convolutions.
+
+    torch's switches hold for the whole process, and the one for convolutions is on by
+    default. They are read when a kernel is launched, so they are set for the duration of
+    the call and put back; the lock keeps predictors from crossing each other. CUDA code of
+    the program's own that runs in other threads meanwhile sees the changed switches.
+    """
+    import torch
+
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+
+    def run(*args: Any, **keywords: Any) -> Any:
+        with _tf32:
+            before = products.allow_tf32, convolutions.allow_tf32
+            products.allow_tf32 = convolutions.allow_tf32 = allowed
+            try:
+                return call(*args, **keywords)
+            finally:
+                products.allow_tf32, convolutions.allow_tf32 = before
+
+    return run
+
+
+_PROGRAMS: dict[str, Callable[[ModelRef, Device, TorchOptions], Program]] = {
+    "torchscript": _script_program,
+    "exported_program": _exported_program,
+    "aot_inductor": _package_program,
+    "torch_module": _module_program,
+    "torch_pickle": _pickle_program,
+}

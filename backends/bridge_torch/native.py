@@ -1,0 +1,69 @@
+"""The shortest idiomatic load and call of torch: the yardstick for the bridge's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy.typing as npt
+
+from bridge.model import ModelRef
+
+__all__ = ["load"]
+
+_Arrays = dict[str, npt.NDArray[Any]]
+
+
+def load(
+    model: ModelRef, *, threads: int | None = None, signature_key: str | None = None
+) -> Callable[[_Arrays], _Arrays]:
+    """A function from inputs, in the order of ``forward``, to outputs by name.
+
+    Args:
+        model: A TorchScript file, an ExportedProgram, an AOTInductor package, or a live
+            module in evaluation mode.
+        threads: Given to ``torch.set_num_threads``, which holds for the whole process.
+        signature_key: Not used: torch's formats have one signature.
+
+    Returns:
+        The call. Arrays of no dimension are passed as Python numbers. Unnamed outputs are
+        called ``output_0``, ``output_1``, ...
+    """
+    import warnings
+
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run: Any
+        if model.format.name == "torchscript":
+            run = torch.jit.load(str(model.file)).eval()
+        elif model.format.name == "aot_inductor":
+            import torch._inductor
+
+            run = torch._inductor.aoti_load_package(str(model.file))
+        elif model.format.name == "exported_program":
+            program: Any = model.live
+            if program is None:
+                program = torch.export.load(str(model.file))
+            run = program.module()
+        else:
+            run = model.live
+
+    def call(inputs: _Arrays) -> _Arrays:
+        with torch.inference_mode():
+            result = run(
+                *[
+                    torch.from_numpy(array) if array.ndim else array.item()
+                    for array in inputs.values()
+                ]
+            )
+        if isinstance(result, torch.Tensor):
+            return {"output_0": result.numpy()}
+        if isinstance(result, dict):
+            return {name: tensor.numpy() for name, tensor in result.items()}
+        return {f"output_{index}": tensor.numpy() for index, tensor in enumerate(result)}
+
+    return call

@@ -1,0 +1,220 @@
+"""The predictor of the ``torch`` backend."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import bridge
+from bridge.device import CPU
+from bridge.errors import PredictError
+from bridge.formats.torch.structure import named_leaves
+from bridge_torch.program import Program
+from bridge_torch.tensors import to_array, to_arrays, to_number, to_tensor
+
+__all__ = ["TorchPredictor"]
+
+_SMALL_ELEMENTS = 512
+"""A single output of up to so many elements takes the shortest way: one copy."""
+
+
+class TorchPredictor(bridge.Predictor):
+    """Runs a ``Program`` on numpy arrays.
+
+    Inputs are seen by torch without a copy, except those that the model writes to and
+    those of a device other than the CPU. Calls run in inference mode. A model that keeps
+    state is called by one thread at a time.
+
+    A live module's ``forward`` says neither what it returns nor what it writes to: the
+    first call, which works on copies of the inputs, finds out, and completes
+    ``signature.outputs`` and ``info.stateful``.
+    """
+
+    # torch has no read-only tensors; the bridge copies arrays that must not be written to.
+    layout = bridge.Layout.WRITABLE
+
+    def __init__(self, program: Program, info: bridge.PredictorInfo) -> None:
+        import torch
+
+        super().__init__(program.signature, info)
+        self._program: Program | None = program
+        self._program_call = program.call
+        self._from_numpy = torch.from_numpy
+        self._tensor_type = torch.Tensor
+        # What torch.inference_mode enters, without the Python object around it (1 µs a call).
+        self._inference = getattr(torch._C, "_InferenceMode", torch.inference_mode)
+        self._input_names = program.signature.input_names
+        self._native_names = {
+            spec.name: spec.native_name or spec.name for spec in program.signature.inputs
+        }
+        self._leaves = program.leaves
+        self._is_learning = program.is_learning
+        self._is_watched = program.is_learning
+        self._only_output: str | None = None
+        self._exclusive = threading.Lock() if program.exclusive else None
+        self._first = threading.Lock()
+        self._written = program.written
+        self._find_readers()
+        self._find_only_output()
+
+    def _find_readers(self) -> None:
+        """How each input becomes what the model takes; ``None`` if one way does for all."""
+        program = self._program
+        assert program is not None
+        where = None if self.info.device == CPU else str(self.info.device)
+        self._readers: dict[str, Callable[[Any], Any]] | None = None
+        if where is None and not program.numbers and not self._written:
+            return
+        self._readers = {
+            name: _reader(name, name in program.numbers, name in self._written, where)
+            for name in self._input_names
+        }
+
+    def _find_only_output(self) -> None:
+        names = self.signature.output_names
+        self._only_output = names[0] if len(names) == 1 else None
+
+    def _predict(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+        if self._is_learning:
+            with self._first:
+                if self._is_learning:
+                    return self._learn(inputs)
+        if self._exclusive is not None:
+            with self._exclusive:
+                return self._run(inputs)
+        return self._run(inputs)
+
+    def _run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        if self._is_watched:
+            tensors, keywords = self._read(inputs)
+            with self._inference(True):
+                result = self._program_call(*tensors, **keywords)
+                self._forbid_writes(inputs, tensors)
+                return self._outputs(result)
+        with self._inference(True):
+            if self._readers is None and len(inputs) == len(self._input_names):
+                make = self._from_numpy
+                try:
+                    tensors = [make(inputs[name]) for name in self._input_names]
+                except (TypeError, ValueError):
+                    tensors = [to_tensor(inputs[name]) for name in self._input_names]
+                result = self._program_call(*tensors)
+            else:
+                tensors, keywords = self._read(inputs)
+                result = self._program_call(*tensors, **keywords)
+            if type(result) is self._tensor_type:
+                name = self._only_output
+                if name is not None and result.is_cpu and result.numel() <= _SMALL_ELEMENTS:
+                    return {name: to_array(result, copy=True)}
+                result = [result]
+            return self._outputs(result)
+
+    def _read(self, inputs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """The inputs as the model takes them: by position as far as all are there."""
+        tensors: list[Any] = []
+        keywords: dict[str, Any] = {}
+        is_complete = True
+        for name in self._input_names:
+            if name not in inputs:
+                is_complete = False
+                continue
+            make = to_tensor if self._readers is None else self._readers[name]
+            if is_complete:
+                tensors.append(make(inputs[name]))
+            else:
+                keywords[self._native_names[name]] = make(inputs[name])
+        return tensors, keywords
+
+    def _outputs(self, result: Any) -> dict[str, Any]:
+        """The arrays by name; takes over the last references to the tensors."""
+        names: Sequence[str]
+        if type(result) in (tuple, list) and self._leaves is not None:
+            pairs = [
+                (name, value)
+                for name, value in zip(self._leaves, result, strict=True)
+                if name is not None
+            ]
+        else:
+            pairs = self._named(result)
+        names = [name for name, _ in pairs]
+        values = [value for _, value in pairs]
+        del result, pairs
+        return dict(zip(names, to_arrays(values), strict=True))
+
+    def _named(self, result: Any) -> list[tuple[str, Any]]:
+        found = [(name, value) for name, value in named_leaves(result) if value is not None]
+        known = self.signature.output_names
+        if not known or {name for name, _ in found} >= set(known):
+            return found
+        if len(found) != len(known):
+            raise PredictError(
+                f"the model returned {len(found)} outputs; the signature has {len(known)}.",
+                fix="Declare the outputs that this model returns with signature= when loading.",
+                got=[name for name, _ in found],
+                wanted=list(known),
+            )
+        return [(name, value) for name, (_, value) in zip(known, found, strict=True)]
+
+    def _learn(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The first call of a live module: on copies, and with a look at what changes."""
+        program = self._program
+        assert program is not None
+        before = _versions(program.buffers())
+        tensors, keywords = self._read({name: item.copy() for name, item in inputs.items()})
+        with self._inference(True):
+            result = self._program_call(*tensors, **keywords)
+            given = [name for name in self._input_names if name in inputs]
+            tried = [*tensors, *keywords.values()]
+            self._written = program.written | {
+                name
+                for name, tensor in zip(given, tried, strict=True)
+                if getattr(tensor, "_version", 0)
+            }
+            results = self._outputs(result)
+        if _versions(program.buffers()) != before:
+            self.info = dataclasses.replace(self.info, stateful=True)
+            self._exclusive = threading.Lock()
+        self._find_readers()
+        if not self.signature.outputs:
+            specs = tuple(bridge.TensorSpec(name, None, None) for name in results)
+            self.signature = bridge.Signature(self.signature.inputs, specs)
+            self._output_names = self.signature.output_names
+        self._find_only_output()
+        self._is_learning = False
+        return results
+
+    def _forbid_writes(self, inputs: Mapping[str, Any], tensors: list[Any]) -> None:
+        for name, tensor in zip(self._input_names, tensors, strict=False):
+            if name not in self._written and getattr(tensor, "_version", 0):
+                raise PredictError(
+                    f"the module wrote to its input '{name}' in this call, which it did not do in "
+                    "its first one; the array given has been changed.",
+                    fix="Do not change inputs in place in forward.",
+                    input=name,
+                )
+
+    def _close(self) -> None:
+        self._program = None
+        self._program_call = _gone
+
+
+def _gone(*_: Any) -> Any:
+    raise PredictError("the predictor is closed.")
+
+
+def _versions(tensors: list[Any]) -> list[tuple[int, int]]:
+    return [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+
+
+def _reader(
+    name: str, is_number: bool, is_written: bool, device: str | None
+) -> Callable[[Any], Any]:
+    if is_number:
+        return lambda array: to_number(array, name)
+    if device is not None:
+        return lambda array: to_tensor(array).to(device)  # always a copy
+    if is_written:
+        return lambda array: to_tensor(array.copy())
+    return to_tensor
