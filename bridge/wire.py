@@ -80,6 +80,12 @@ class WireError(ValueError):
 class Span:
     """A stretch of bytes: a message, a string, packed numbers or raw data.
 
+    Args:
+        data: The whole file or buffer.
+        size: Of what ``data`` is only the beginning: reading on behind its end raises
+            ``IndexError``, or finds fewer bytes.
+        max_fields: Limit on the fields read from it.
+
     Attributes:
         start: Position of the first byte in the whole file or buffer.
         end: Position behind the last byte.
@@ -87,10 +93,16 @@ class Span:
 
     __slots__ = ("_budget", "_data", "_depth", "end", "start")
 
-    def __init__(self, data: bytes | mmap.mmap, *, max_fields: int = MAX_FIELDS) -> None:
+    def __init__(
+        self,
+        data: bytes | mmap.mmap,
+        *,
+        size: int | None = None,
+        max_fields: int = MAX_FIELDS,
+    ) -> None:
         self._data = data
         self.start = 0
-        self.end = len(data)
+        self.end = len(data) if size is None else size
         self._depth = 0
         self._budget = [max_fields]
 
