@@ -29,8 +29,8 @@ NARROWED = {
     DType.UINT32: "int32",
     DType.FLOAT64: "float32",
 }
-"""What OpenVINO computes in instead, as seen on CPUs with 2026.4: adding 1 to the uint64
-2**33 gives 2, to the int64 2**31 - 1 gives -2**31. See its issues 24072 and 35823."""
+"""What OpenVINO computes in instead, as seen on a CPU with 2026.4.1: 2**30 + 2**30 gives
+-2**31 as int64, and 2**33 + 1 gives 1 as uint64. See its issues 24072 and 35823."""
 
 _ALIGNMENT_BYTES = 64  # a cache line, and what OpenVINO's own tensors are aligned to
 _SMALL_BYTES = 1 << 20  # not worth giving back
