@@ -121,7 +121,7 @@ class TorchBackend(bridge.Backend):
             call = limited(call, options.threads)
         if device.kind == "cuda":
             call = _with_tf32(call, allowed=options.tf32)
-        versions = {"torch": torch.__version__}
+        versions = {"torch": str(torch.__version__)}
         if device.kind == "cuda":
             versions["cuda"] = str(torch.version.cuda)
         info = bridge.PredictorInfo(
@@ -143,11 +143,10 @@ def _script_program(model: ModelRef, device: Device, options: TorchOptions) -> P
         raise _illegal(options, "TorchScript", "frozen")
     # What torch.jit.load does after its deprecation warning, which would be raised in a
     # program that turns warnings into errors, and can only be silenced process-wide.
-    module = torch.jit._recursive.wrap_cpp_module(
-        torch._C.import_ir_module(
-            torch._C.CompilationUnit(), str(model.file), torch.device(str(device)), {}, False
-        )
-    )
+    read: Callable[..., Any] = torch._C.import_ir_module
+    wrap: Callable[..., Any] = torch.jit._recursive.wrap_cpp_module
+    where = torch.device(str(device))
+    module = wrap(read(torch._C.CompilationUnit(), str(model.file), where, {}, False))  # noqa: FBT003 - positional in C++
     return _of_scripted(module.eval(), options, model)
 
 
@@ -164,6 +163,7 @@ def _of_scripted(module: Any, options: TorchOptions, model: ModelRef) -> Program
 
 def _exported_program(model: ModelRef, device: Device, options: TorchOptions) -> Program:
     import torch
+
     from bridge_torch.exported import flat_module, of_exported
 
     if options.execution == "frozen":

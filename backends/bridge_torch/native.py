@@ -33,13 +33,14 @@ def load(
 
     import torch
 
+    del signature_key
     if threads is not None:
         torch.set_num_threads(threads)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run: Any
         if model.format.name == "torchscript":
-            run = torch.jit.load(str(model.file)).eval()
+            run = torch.jit.load(str(model.file)).eval()  # type: ignore[no-untyped-call]
         elif model.format.name == "aot_inductor":
             import torch._inductor
 

@@ -16,6 +16,9 @@ from bridge_torch.tensors import to_array, to_arrays, to_number, to_tensor
 
 __all__ = ["TorchPredictor"]
 
+_ON = True
+"""What an inference-mode guard is entered with; positional in C++."""
+
 _SMALL_ELEMENTS = 512
 """A single output of up to so many elements takes the shortest way: one copy."""
 
@@ -29,7 +32,8 @@ class TorchPredictor(bridge.Predictor):
 
     A live module's ``forward`` says neither what it returns nor what it writes to: the
     first call, which works on copies of the inputs, finds out, and completes
-    ``signature.outputs`` and ``info.stateful``.
+    ``signature.outputs`` and ``info.stateful``. A module that writes to an input, or to
+    its buffers, only in some later call is not noticed.
     """
 
     # torch has no read-only tensors; the bridge copies arrays that must not be written to.
@@ -51,7 +55,6 @@ class TorchPredictor(bridge.Predictor):
         }
         self._leaves = program.leaves
         self._is_learning = program.is_learning
-        self._is_watched = program.is_learning
         self._only_output: str | None = None
         self._exclusive = threading.Lock() if program.exclusive else None
         self._first = threading.Lock()
@@ -87,13 +90,7 @@ class TorchPredictor(bridge.Predictor):
         return self._run(inputs)
 
     def _run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        if self._is_watched:
-            tensors, keywords = self._read(inputs)
-            with self._inference(True):
-                result = self._program_call(*tensors, **keywords)
-                self._forbid_writes(inputs, tensors)
-                return self._outputs(result)
-        with self._inference(True):
+        with self._inference(_ON):
             if self._readers is None and len(inputs) == len(self._input_names):
                 make = self._from_numpy
                 try:
@@ -108,8 +105,9 @@ class TorchPredictor(bridge.Predictor):
                 name = self._only_output
                 if name is not None and result.is_cpu and result.numel() <= _SMALL_ELEMENTS:
                     return {name: to_array(result, copy=True)}
-                result = [result]
-            return self._outputs(result)
+            box = [result]
+            del result
+            return self._outputs(box)
 
     def _read(self, inputs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """The inputs as the model takes them: by position as far as all are there."""
@@ -127,10 +125,15 @@ class TorchPredictor(bridge.Predictor):
                 keywords[self._native_names[name]] = make(inputs[name])
         return tensors, keywords
 
-    def _outputs(self, result: Any) -> dict[str, Any]:
-        """The arrays by name; takes over the last references to the tensors."""
-        names: Sequence[str]
-        if type(result) in (tuple, list) and self._leaves is not None:
+    def _outputs(self, box: list[Any]) -> dict[str, Any]:
+        """The arrays by name, for what the model returned.
+
+        Args:
+            box: Holds the result, alone: memory that nobody else refers to is handed on
+                without a copy, so no reference may be left behind.
+        """
+        result = box.pop()
+        if self._leaves is not None and isinstance(result, (tuple, list)):
             pairs = [
                 (name, value)
                 for name, value in zip(self._leaves, result, strict=True)
@@ -163,16 +166,18 @@ class TorchPredictor(bridge.Predictor):
         assert program is not None
         before = _versions(program.buffers())
         tensors, keywords = self._read({name: item.copy() for name, item in inputs.items()})
-        with self._inference(True):
+        with self._inference(_ON):
             result = self._program_call(*tensors, **keywords)
             given = [name for name in self._input_names if name in inputs]
             tried = [*tensors, *keywords.values()]
             self._written = program.written | {
                 name
                 for name, tensor in zip(given, tried, strict=True)
-                if getattr(tensor, "_version", 0)
+                if isinstance(tensor, self._tensor_type) and tensor._version
             }
-            results = self._outputs(result)
+            box = [result]
+            del result
+            results = self._outputs(box)
         if _versions(program.buffers()) != before:
             self.info = dataclasses.replace(self.info, stateful=True)
             self._exclusive = threading.Lock()
@@ -184,16 +189,6 @@ class TorchPredictor(bridge.Predictor):
         self._find_only_output()
         self._is_learning = False
         return results
-
-    def _forbid_writes(self, inputs: Mapping[str, Any], tensors: list[Any]) -> None:
-        for name, tensor in zip(self._input_names, tensors, strict=False):
-            if name not in self._written and getattr(tensor, "_version", 0):
-                raise PredictError(
-                    f"the module wrote to its input '{name}' in this call, which it did not do in "
-                    "its first one; the array given has been changed.",
-                    fix="Do not change inputs in place in forward.",
-                    input=name,
-                )
 
     def _close(self) -> None:
         self._program = None

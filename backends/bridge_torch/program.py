@@ -167,7 +167,7 @@ def _effects(graph: Any) -> tuple[bool, tuple[int, ...]]:
     first = next(iter(graph.nodes()), None)
     for node in graph.findAllNodes("prim::GetAttr"):
         if node.s("name") == "training" and first is not None:
-            constant = graph.insertConstant(False)
+            constant = graph.insertConstant(False)  # noqa: FBT003 - positional in C++
             constant.node().moveBefore(first)
             node.output().replaceAllUsesWith(constant)
     torch._C._jit_pass_constant_propagation(graph)

@@ -143,7 +143,8 @@ def _of_number(value: Any) -> Array:
     if isinstance(value, (bool, int, float, complex)):
         return np.asarray(value)
     raise PredictError(
-        f"the model returned an object of class {type(value).__name__}; wanted tensors and numbers.",
+        f"the model returned an object of class {type(value).__name__}; "
+        "wanted tensors and numbers.",
         fix="Wrap the model so that it returns tensors.",
     )
 
@@ -159,7 +160,7 @@ def _holders(values: list[Any], index: int) -> tuple[int, int, int, bool]:
     tensor = values[index]
     try:
         storage = tensor.untyped_storage()
-        users = torch._C._storage_Use_Count(storage._cdata)  # type: ignore[attr-defined]
+        users = torch._C._storage_Use_Count(storage._cdata)
         return sys.getrefcount(tensor), tensor._use_count(), users, storage.resizable()
     except (RuntimeError, NotImplementedError, AttributeError):
         return 0, 0, 0, False  # sparse, or a torch without these counts: copy

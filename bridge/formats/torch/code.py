@@ -24,45 +24,13 @@ from bridge.formats.torch.operators import allowed, refused
 __all__ = ["scan"]
 
 _FUNCTIONS = frozenset(
-    [
-        "annotate",
-        "unchecked_cast",
-        "uninitialized",
-        "bool",
-        "int",
-        "float",
-        "complex",
-        "str",
-        "len",
-        "range",
-        "isinstance",
-        "hasattr",
-        "getattr",
-        "tuple",
-        "list",
-        "dict",
-        "enumerate",
-        "zip",
-        "min",
-        "max",
-        "abs",
-        "all",
-        "any",
-        "sum",
-        "sorted",
-        "reversed",
-        "round",
-        "divmod",
-        "pow",
-        "ord",
-        "chr",
-        "hex",
-        "oct",
-        "bin",
-        "fork",
-        "awaitable",
-    ]
-)
+    (
+        "annotate", "unchecked_cast", "uninitialized", "bool", "int", "float", "complex", "str",
+        "len", "range", "isinstance", "hasattr", "getattr", "tuple", "list", "dict", "enumerate",
+        "zip", "min", "max", "abs", "all", "any", "sum", "sorted", "reversed", "round", "divmod",
+        "pow", "ord", "chr", "hex", "oct", "bin", "fork", "awaitable",
+    )
+)  # fmt: skip
 """Functions without a prefix that only compute. Not ``print`` (writes to the terminal),
 not ``rpc_*`` (network)."""
 

@@ -210,7 +210,9 @@ def _scan_payloads(archive: Archive, folder: str, name: str) -> list[str]:
     config = _json(archive, name).get("config", {})
     findings = []
     for item in config.values() if isinstance(config, dict) else [None]:
-        path = item.get("path_name") if isinstance(item, dict) else None
+        if not isinstance(item, dict):
+            return [f"its {name} is no list of tensors"]
+        path = item.get("path_name")
         if not isinstance(path, str) or not re.fullmatch(r"(weight|tensor)_\d+", path):
             findings.append(f"its {name} names something that is no tensor")
         elif item.get("use_pickle") is not False:

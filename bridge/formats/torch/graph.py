@@ -22,63 +22,30 @@ from bridge.formats.torch.operators import allowed
 __all__ = ["operator_counts", "scan_graph"]
 
 _FUNCTIONS = frozenset(
-    {f"_operator.{name}" for name in ["add", "sub", "mul", "truediv", "floordiv", "mod", "neg", "pos", "pow", "abs", "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_", "getitem"]}
-    | {f"math.{name}" for name in ["ceil", "floor", "trunc", "sqrt"]}
-    | {f"torch.{name}" for name in ["sym_int", "sym_float", "sym_max", "sym_min", "sym_not", "sym_ite", "sym_sum"]}
-    | {f"torch.ops.higher_order.{name}" for name in ["cond", "while_loop", "wrap_with_set_grad_enabled", "wrap_with_autocast"]}
-    | {"torch._C._set_grad_enabled", "torch.sym_sqrt"}
+    (
+        "_operator.add", "_operator.sub", "_operator.mul", "_operator.truediv",
+        "_operator.floordiv", "_operator.mod", "_operator.neg", "_operator.pos", "_operator.pow",
+        "_operator.abs", "_operator.eq", "_operator.ne", "_operator.lt", "_operator.le",
+        "_operator.gt", "_operator.ge", "_operator.and_", "_operator.or_", "_operator.not_",
+        "_operator.getitem", "math.ceil", "math.floor", "math.trunc", "math.sqrt",
+        "torch.sym_int", "torch.sym_float", "torch.sym_max", "torch.sym_min", "torch.sym_not",
+        "torch.sym_ite", "torch.sym_sum", "torch.ops.higher_order.cond",
+        "torch.ops.higher_order.while_loop", "torch.ops.higher_order.wrap_with_set_grad_enabled",
+        "torch.ops.higher_order.wrap_with_autocast", "torch._C._set_grad_enabled",
+    )
 )  # fmt: skip
 """What a node may call besides ``torch.ops.aten``; sub-graphs are scanned like the graph."""
 
 _SYMBOLIC = frozenset(
-    [
-        "Symbol",
-        "Integer",
-        "Float",
-        "Rational",
-        "Add",
-        "Mul",
-        "Pow",
-        "Mod",
-        "PythonMod",
-        "FloorDiv",
-        "CeilDiv",
-        "CleanDiv",
-        "ModularIndexing",
-        "Where",
-        "Max",
-        "Min",
-        "Abs",
-        "Eq",
-        "Ne",
-        "Lt",
-        "Le",
-        "Gt",
-        "Ge",
-        "Equality",
-        "Unequality",
-        "StrictLessThan",
-        "LessThan",
-        "StrictGreaterThan",
-        "GreaterThan",
-        "And",
-        "Or",
-        "Not",
-        "floor",
-        "ceiling",
-        "FloorToInt",
-        "CeilToInt",
-        "TruncToInt",
-        "TruncToFloat",
-        "RoundToInt",
-        "IntTrueDiv",
-        "FloatTrueDiv",
-        "PowByNatural",
-        "FloatPow",
-        "ToFloat",
-        "Identity",
-    ]
-)
+    (
+        "Symbol", "Integer", "Float", "Rational", "Add", "Mul", "Pow", "Mod", "PythonMod",
+        "FloorDiv", "CeilDiv", "CleanDiv", "ModularIndexing", "Where", "Max", "Min", "Abs", "Eq",
+        "Ne", "Lt", "Le", "Gt", "Ge", "Equality", "Unequality", "StrictLessThan", "LessThan",
+        "StrictGreaterThan", "GreaterThan", "And", "Or", "Not", "floor", "ceiling", "FloorToInt",
+        "CeilToInt", "TruncToInt", "TruncToFloat", "RoundToInt", "IntTrueDiv", "FloatTrueDiv",
+        "PowByNatural", "FloatPow", "ToFloat", "Identity",
+    )
+)  # fmt: skip
 """Functions that a size or a guard may be built of."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*|")
@@ -118,7 +85,7 @@ def scan_graph(graph: dict[str, Any]) -> list[str]:
 def _findings(value: Any, key: str) -> Iterator[str]:
     if isinstance(value, dict):
         if key == "metadata":
-            value = {name: text for name, text in value.items() if name in ("source_fn_stack",)}
+            value = {name: text for name, text in value.items() if name == "source_fn_stack"}
         if key == "custom_obj_values" and value:
             yield "it uses objects of other classes"
         for name, item in value.items():
@@ -159,7 +126,7 @@ def _judge(key: str, text: str) -> str | None:
 
 
 def _operator(target: str) -> str:
-    match = re.fullmatch(r"torch\.ops\.(\w+)\.(\w+)(\.\w+)?", target)
+    match = re.fullmatch(r"torch\.ops\.(\w+)\.(\w+)(\.[A-Za-z]\w*)?", target)
     if match and match[1] != "higher_order":
         return f"{match[1]}::{match[2]}"
     return target
