@@ -21,6 +21,7 @@ from bridge import (
 )
 from bridge.cpus import usable_cpus
 from bridge.errors import DeviceUnavailable, OptionError, SilentFallback, UnsupportedModel
+from bridge.logs import logger
 from bridge_openvino.buffers import NARROWED
 from bridge_openvino.failures import RULES
 from bridge_openvino.options import OpenvinoOptions
@@ -125,6 +126,10 @@ class OpenvinoBackend(Backend):
                 fix="Ask for that precision, or for f32.",
                 wanted=options.precision,
                 got=info.precision,
+            )
+        if options.threads is not None and info.threads not in (None, options.threads):
+            logger(self.name).warning(
+                "%s threads asked for, OpenVINO uses %s here", options.threads, info.threads
             )
         kind = StatefulOpenvinoPredictor if is_stateful else OpenvinoPredictor
         return kind(native, ports, info)

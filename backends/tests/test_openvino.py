@@ -286,6 +286,14 @@ def test_options_reach_the_runtime() -> None:
         assert throughput.options == {"hint": "throughput"}
 
 
+def test_threads_that_are_not_there_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING", "bridge.openvino"):
+        predictor = load(proto().SerializeToString(), options={"threads": 5000})
+    assert predictor.info.threads is not None
+    assert predictor.info.threads < 5000
+    assert f"OpenVINO uses {predictor.info.threads}" in caplog.text
+
+
 def test_reduced_precision_is_what_was_asked_for_or_an_error() -> None:
     data = proto().SerializeToString()
     for precision, name in (("bf16", "bfloat16"), ("f16", "float16")):
