@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from bridge.formats.tensorflow.graph import Attr, MetaGraph, Node
 from bridge.formats.tensorflow.operators import allowed, refused
 
-__all__ = ["Reached", "forbidden", "reach"]
+__all__ = ["Reached", "forbidden", "keeps_state", "reach"]
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _PASS_ON = ("Identity", "PlaceholderWithDefault")
@@ -30,6 +30,18 @@ _TEXT_CONDITIONS = {  # operator -> attribute, its default, and the texts that a
     "DecodeProtoV2": ("descriptor_source", "local://", r"local://|bytes://.*"),
     "EncodeProto": ("descriptor_source", "local://", r"local://|bytes://.*"),
 }
+_STATE = re.compile(
+    r"Assign(Add|Sub)?(VariableOp)?"
+    r"|Resource(Apply|CountUpTo|Scatter|SparseApply|StridedSliceAssign).*"
+    r"|(Apply|SparseApply|BoostedTrees(Center|Train|Update)).*|CountUpTo"
+    r"|Scatter(Nd)?(Add|Div|Max|Min|Mul|Sub|Update)|StridedSliceAssign"
+    r"|LookupTable(Import|Insert|Remove)(V2)?|(Ordered)?Map(Clear|Stage|Unstage|UnstageNoKey)"
+    r"|Queue(De|En)queue.*|Stage(Clear)?|Unstage"
+    r"|Random(Crop|Gamma|Poisson|PoissonV2|Shuffle|StandardNormal|Uniform|UniformInt)"
+    r"|(Parameterized)?TruncatedNormal|Multinomial|NonDeterministicInts|Rng.*|Timestamp"
+    r"|Stateful(Random|Standard|Truncated|Uniform).*|(\w+)CandidateSampler"
+    r"|SampleDistortedBoundingBox(V2)?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,3 +177,8 @@ def _comes_from(
             return False
         pending.append((found[0], function, 0))
     return True
+
+
+def keeps_state(reached: Iterable[Reached]) -> bool:
+    """Whether running these nodes changes what later calls compute."""
+    return any(_STATE.fullmatch(item.node.op) for item in reached)

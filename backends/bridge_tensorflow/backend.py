@@ -1,0 +1,254 @@
+"""The backend: what is installed, what it can do, and how a model becomes a predictor."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from bridge.backend import Availability, Backend, find_runtime
+from bridge.capabilities import Capabilities, ThreadSafety
+from bridge.device import CPU, Device, driver_devices
+from bridge.dtypes import DType
+from bridge.errors import (
+    ErrorRule,
+    InvalidModel,
+    ModelNotFound,
+    OptionError,
+    OutOfMemory,
+    UnsupportedModel,
+)
+from bridge.formats.tensorflow import SavedModel
+from bridge.formats.tensorflow.graph import MetaGraph
+from bridge.formats.tensorflow.reach import keeps_state, reach
+from bridge.model import ModelRef
+from bridge.options import Options
+from bridge.predictor import Predictor, PredictorInfo
+from bridge.signature import Signature
+from bridge_tensorflow.options import TensorflowOptions
+from bridge_tensorflow.predictor import TensorflowPredictor
+
+__all__ = ["TensorflowBackend"]
+
+_DISTRIBUTIONS = ("tensorflow-cpu", "tensorflow", "tf-nightly", "tensorflow-intel")
+
+
+class TensorflowBackend(Backend):
+    """SavedModels and Keras models in graph sessions."""
+
+    name = "tensorflow"
+    options_type: ClassVar[type[Options]] = TensorflowOptions
+    device_kinds = ("cpu", "cuda")
+
+    def probe(self) -> Availability:
+        return find_runtime("tensorflow", _DISTRIBUTIONS, "tensorflow")
+
+    def devices(self) -> tuple[Device, ...]:
+        if all(device == CPU for device, _ in driver_devices()):
+            return (CPU,)
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        return (CPU, *(Device("cuda", index) for index in range(len(gpus))))
+
+    def capabilities(self, device: Device) -> Capabilities:
+        return Capabilities(
+            formats=frozenset({"keras", "saved_model"}),
+            dtypes=frozenset(DType),
+            dynamic_dims=True,
+            zero_rows=True,
+            dlpack=True,
+            deterministic=device.kind == "cpu",
+            thread_safety=ThreadSafety.SHARED,
+        )
+
+    def search_space(self, model: ModelRef, device: Device) -> tuple[Options, ...]:
+        return (
+            TensorflowOptions(),
+            TensorflowOptions(executor="single_threaded"),
+            TensorflowOptions(inter_threads=2),
+            TensorflowOptions(xla=True),
+        )
+
+    def error_rules(self) -> tuple[ErrorRule, ...]:
+        from tensorflow import errors
+
+        return (
+            ErrorRule(
+                Exception,
+                UnsupportedModel,
+                r"Op type not registered '(?P<operator>[^']+)'",
+                "TensorFlow has no operator '{operator}'.",
+                "Import the library that registers it before loading, or convert the model.",
+            ),
+            ErrorRule(
+                errors.OpError,
+                UnsupportedModel,
+                r"No OpKernel was registered to support Op '(?P<operator>[^']+)'",
+                "TensorFlow has no kernel for operator '{operator}' with these types here.",
+                "Use another device, or export the model without it.",
+            ),
+            ErrorRule(errors.ResourceExhaustedError, OutOfMemory),
+            ErrorRule(errors.DataLossError, InvalidModel, fix="Copy the model again."),
+            ErrorRule(
+                errors.OpError,
+                InvalidModel,
+                r"Key (?P<variable>\S+) not found in checkpoint",
+                "the model's variables lack '{variable}'.",
+                "Graph and variables do not belong together; copy the whole folder again.",
+            ),
+            ErrorRule(
+                errors.OutOfRangeError,
+                InvalidModel,
+                r"Read less bytes than requested|Read fewer bytes than requested",
+                "the model's variables are truncated.",
+                "Copy the model again.",
+            ),
+            ErrorRule(
+                errors.NotFoundError,
+                ModelNotFound,
+                r"No such file or directory|Failed to find any matching files",
+                fix="Copy the whole folder again.",
+            ),
+        )
+
+    def _load(self, model: ModelRef, device: Device, options: TensorflowOptions) -> Predictor:
+        if model.declared is not None:
+            raise OptionError(
+                f"a whole signature was given for {model.name}, but its format holds its own.",
+                fix="Pass the key of one of its signatures, or nothing.",
+            )
+        _settle_tf32(device, options)
+        if model.format.name == "saved_model":
+            return _open(model, device, options)
+        import keras
+
+        from bridge_tensorflow.keras import exported
+
+        with exported(model) as (saved, names):
+            return _open(saved, device, options, names, {"keras": keras.__version__})
+
+
+def _open(
+    model: ModelRef,
+    device: Device,
+    options: TensorflowOptions,
+    names: Mapping[str, str] = MappingProxyType({}),
+    versions: Mapping[str, str] = MappingProxyType({}),
+) -> Predictor:
+    """The predictor for a SavedModel.
+
+    Args:
+        model: The SavedModel.
+        device: Where to run.
+        options: How to run.
+        names: What to call inputs whose names are not the ones users know.
+        versions: Versions that matter besides TensorFlow's.
+    """
+    import tensorflow as tf
+
+    from bridge_tensorflow.session import open_session
+
+    kind = SavedModel()
+    graph = kind.graph(model)
+    key = kind.signature_key(model, graph)
+    native = graph.signatures[key]
+    _check_served(model, key, native)
+    opened = open_session(model.file, graph.tags, device, options)
+    try:
+        protos = opened.meta_graph.signature_def[key].defaults
+        defaults = {
+            names.get(name, name): np.asarray(tf.make_ndarray(proto))
+            for name, proto in protos.items()
+        }
+        info = PredictorInfo(
+            device=_placed(opened.native, device),
+            provider="tf.compat.v1.Session",
+            precision="tf32" if device.kind == "cuda" and options.tf32 else "float32",
+            threads=opened.threads,
+            stateful=_is_stateful(graph, native),
+            versions={"tensorflow": tf.__version__, "numpy": np.__version__, **versions},
+            details={
+                "signature_key": key,
+                "tags": sorted(graph.tags),
+                "written_by": graph.version,
+                "devices": [item.name for item in opened.native.list_devices()],
+                "onednn": _has_onednn(),
+                "own_thread_pool": opened.threads is not None,
+            },
+        )
+        return TensorflowPredictor(opened.native, _renamed(native, names), defaults, info)
+    except BaseException:
+        opened.native.close()
+        raise
+
+
+def _check_served(model: ModelRef, key: str, signature: Signature) -> None:
+    """Refuses what cannot be fed or fetched as one array."""
+    for side, specs in (("input", signature.inputs), ("output", signature.outputs)):
+        for spec in specs:
+            if not spec.native_name:
+                reason = "is sparse or composite"
+            elif spec.dtype is None:
+                reason = "has a dtype that has no numpy counterpart"
+            else:
+                continue
+            raise UnsupportedModel(
+                f"{side} '{spec.name}' of signature '{key}' {reason}.",
+                fix="Export a signature of dense tensors.",
+                signature=key,
+                tensor=spec.name,
+            )
+    twice = [
+        name
+        for name, count in Counter(spec.native_name for spec in signature.inputs).items()
+        if count > 1
+    ]
+    if twice:
+        raise UnsupportedModel(
+            f"signature '{key}' of {model.name} has two inputs for the one tensor '{twice[0]}'.",
+            fix="Export the signature again with one name for each tensor.",
+            signature=key,
+        )
+
+
+def _renamed(signature: Signature, names: Mapping[str, str]) -> Signature:
+    inputs = tuple(
+        dataclasses.replace(spec, name=names.get(spec.name, spec.name)) for spec in signature.inputs
+    )
+    return Signature(inputs, signature.outputs)
+
+
+def _is_stateful(graph: MetaGraph, signature: Signature) -> bool:
+    outputs = [(spec.native_name or "").partition(":")[0] for spec in signature.outputs]
+    return keeps_state(reach(graph, outputs))
+
+
+def _placed(session: Any, wanted: Device) -> Device:
+    """The device that the session has; operators were pinned to it on loading."""
+    kinds = {item.device_type for item in session.list_devices()}
+    return wanted if wanted.kind == "cpu" or "GPU" in kinds else CPU
+
+
+def _settle_tf32(device: Device, options: TensorflowOptions) -> None:
+    """Float32 means float32 on GPUs too, unless TF32 was asked for.
+
+    TensorFlow allows TF32 by default, with one switch for the whole process.
+    """
+    if device.kind == "cuda":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_tensor_float_32_execution(options.tf32)
+
+
+def _has_onednn() -> bool | None:
+    """Whether oneDNN's kernels are used, as TensorFlow says; ``None`` if it does not."""
+    try:
+        from tensorflow.python.util import _pywrap_util_port
+    except ImportError:
+        return None
+    return bool(_pywrap_util_port.IsMklEnabled())

@@ -1,0 +1,65 @@
+"""Keras models, exported to a SavedModel in a temporary folder.
+
+The graph session then serves them as it does any SavedModel. The folder lives only while
+the model is loaded: the session holds graph and variables in memory.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bridge.errors import BackendUnavailable, UnsupportedModel
+from bridge.formats.tensorflow import SavedModel
+from bridge.model import ModelRef
+
+__all__ = ["exported"]
+
+
+@contextmanager
+def exported(model: ModelRef) -> Iterator[tuple[ModelRef, Mapping[str, str]]]:
+    """A SavedModel of a Keras file or of a live Keras model, which is not changed.
+
+    Yields:
+        The SavedModel, and for inputs whose tensors Keras numbered by itself the name
+        of their input layer: the numbers depend on what else the process has built.
+
+    Raises:
+        BackendUnavailable: Keras computes with another framework here.
+        UnsupportedModel: The model has never been built, or has several outputs of one name.
+    """
+    import keras
+
+    framework = keras.backend.backend()
+    if framework != "tensorflow":
+        raise BackendUnavailable(
+            f"Keras computes with {framework} in this process; wanted tensorflow.",
+            fix="Set KERAS_BACKEND=tensorflow in the environment before Keras is imported.",
+            framework=framework,
+        )
+    live: Any = model.live
+    if live is None:
+        live = keras.saving.load_model(str(model.file), compile=False, safe_mode=not model.trust)
+    if not live.built:
+        raise UnsupportedModel(
+            f"the Keras model {model.name} has never been built, so it has no shapes.",
+            fix="Call it once on real inputs, or give it an Input layer.",
+        )
+    with tempfile.TemporaryDirectory(prefix="bridge-keras-") as name:
+        folder = Path(name, "model")
+        live.export(str(folder), format="tf_saved_model", verbose=False)
+        saved = ModelRef(format=SavedModel(), path=folder, signature_key=model.signature_key)
+        yield saved, _input_names(live)
+
+
+def _input_names(live: Any) -> dict[str, str]:
+    names = {}
+    for tensor in getattr(live, "inputs", None) or ():
+        history = getattr(tensor, "_keras_history", None)
+        layer = getattr(history, "operation", None)
+        if layer is not None and tensor.name.startswith("keras_tensor"):
+            names[tensor.name] = str(layer.name)
+    return names

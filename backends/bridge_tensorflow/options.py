@@ -1,0 +1,60 @@
+"""Load settings of the TensorFlow backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bridge.errors import OptionError
+from bridge.options import Options, option
+
+__all__ = ["TensorflowOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorflowOptions(Options):
+    """Settings of one graph session; none of them touches the rest of the process."""
+
+    threads: int | None = option(
+        None,
+        minimum=1,
+        help="Threads that one operator may use; none means the CPUs this process may use.",
+    )
+    inter_threads: int = option(
+        0,
+        minimum=0,
+        help="Threads that run operators side by side; 0 runs them all on the calling thread, "
+        "which has the lowest latency.",
+    )
+    executor: str = option(
+        "default",
+        choices=("default", "single_threaded"),
+        help="single_threaded runs a graph without control flow in a fixed order, with less "
+        "overhead for each operator.",
+    )
+    graph_optimizer: bool = option(
+        True, help="Let TensorFlow's Grappler rewrite the graph: fold constants, fuse operators."
+    )
+    xla: bool = option(
+        False,
+        help="Compile clusters of operators with XLA; each new input shape is compiled on its "
+        "first calls.",
+    )
+    tf32: bool = option(
+        False,
+        help="Allow TF32 arithmetic on CUDA devices. TensorFlow has one switch for the whole "
+        "process: loading for a CUDA device sets it to this.",
+    )
+
+    def check(self) -> None:
+        if self.executor == "single_threaded" and self.inter_threads:
+            raise OptionError(
+                f"executor=single_threaded has no use for inter_threads={self.inter_threads}.",
+                fix="Leave inter_threads at 0.",
+                option="inter_threads",
+            )
+        if self.executor == "single_threaded" and self.xla:
+            raise OptionError(
+                "executor=single_threaded cannot run the control flow that xla=true adds.",
+                fix="Choose one of the two.",
+                option="xla",
+            )

@@ -1,0 +1,157 @@
+"""One signature of a SavedModel, called in a graph session."""
+
+from __future__ import annotations
+
+import operator
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bridge.binding import Bound
+from bridge.check import Arrays, Layout
+from bridge.dtypes import DType
+from bridge.predictor import Predictor, PredictorInfo
+from bridge.signature import Signature
+
+__all__ = ["TensorflowPredictor"]
+
+_Call = Callable[[Mapping[str, Any]], Sequence[Any]]
+_MAX_SUBSETS = 64
+
+
+class TensorflowPredictor(Predictor):
+    """Answers calls of one signature.
+
+    Every output is copied once, as ``EagerTensor.numpy()`` does: TensorFlow hands out its
+    own buffers, and writing to one may change a constant or a variable of the model, or
+    the caller's own input. Strings come as ``str`` where every element of an output is
+    UTF-8, else that output comes as ``bytes`` throughout.
+
+    Args:
+        session: A ``tf.compat.v1.Session`` that holds the model; closed by ``close``.
+        signature: Its specs have the tensors' names as ``native_name``.
+        defaults: Values of the inputs that may be left out.
+        info: What really runs.
+    """
+
+    layout = Layout.ANY
+
+    def __init__(
+        self,
+        session: Any,
+        signature: Signature,
+        defaults: Mapping[str, npt.NDArray[Any]],
+        info: PredictorInfo,
+    ) -> None:
+        super().__init__(signature, info)
+        self._session = session
+        self._defaults = dict(defaults)
+        self._strings = {spec.name for spec in signature.outputs if spec.dtype is DType.STRING}
+        self._making = threading.Lock()
+        self._session_calls: dict[Sequence[str], _Call] = {}
+        self._session_call(signature.output_names)  # the graph is optimised here, not later
+
+    def _predict(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Arrays:
+        call = self._session_calls.get(outputs) or self._session_call(outputs)
+        # The copy also makes an array of the numpy scalar that stands for an array of no dims.
+        if not self._strings:
+            return dict(zip(outputs, map(np.array, call(inputs)), strict=True))
+        return {
+            name: _texts(result) if name in self._strings else np.array(result)
+            for name, result in zip(outputs, call(inputs), strict=True)
+        }
+
+    def _close(self) -> None:
+        self._session_calls.clear()
+        self._session.close()
+
+    def _bind(self, inputs: Arrays) -> Bound:
+        return _SessionBound(self, inputs)
+
+    def _session_call(self, outputs: Sequence[str]) -> _Call:
+        """A call that computes these outputs and nothing else; its results are not copied."""
+        with self._making:
+            call = self._session_calls.get(outputs)
+            if call is None:
+                call = self._new_session_call(outputs)
+                if len(self._session_calls) < _MAX_SUBSETS:
+                    self._session_calls[outputs] = call
+            return call
+
+    def _new_session_call(self, outputs: Sequence[str]) -> _Call:
+        from tensorflow.core.protobuf.config_pb2 import CallableOptions
+
+        specs = self.signature.inputs
+        fed = {spec.native_name: spec.name for spec in specs}
+        wanted = [self.signature.output(name).native_name for name in outputs]
+        fetched = [tensor for tensor in wanted if tensor not in fed]
+        take = self._taker([spec.name for spec in specs])
+
+        native: Callable[..., list[Any]] = lambda *_: []  # noqa: E731
+        if fetched:
+            # The underscore method is the Python face of C++'s Session::MakeCallable. The
+            # public make_callable prepares every feed in Python, which takes ten times as long.
+            native = self._session._make_callable_from_options(
+                CallableOptions(feed=list(fed), fetch=fetched)
+            )
+        if len(fetched) == len(wanted):
+            return lambda inputs: native(*take(inputs))
+
+        def with_inputs(inputs: Mapping[str, Any]) -> list[Any]:
+            # A session refuses to fetch what is fed; such an output is the input itself.
+            values = take(inputs)
+            known = dict(zip(fed, values, strict=True)) | dict(
+                zip(fetched, native(*values), strict=True)
+            )
+            return [known[tensor] for tensor in wanted]
+
+        return with_inputs
+
+    def _taker(self, names: Sequence[str]) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+        """What picks a call's arrays in the order in which they are fed."""
+        pick: Callable[[Mapping[str, Any]], Any]
+        if len(names) > 1:
+            pick = operator.itemgetter(*names)
+        else:
+            pick = lambda inputs: [inputs[name] for name in names]  # noqa: E731
+        defaults = self._defaults
+        if defaults:
+            given = pick
+            pick = lambda inputs: given({**defaults, **inputs})  # noqa: E731
+        if self.info.stateful:
+            # A variable that is assigned its input shares the caller's memory from then on.
+            shared = pick
+            pick = lambda inputs: [np.array(value) for value in shared(inputs)]  # noqa: E731
+        return pick
+
+
+class _SessionBound(Bound):
+    """Copies TensorFlow's results straight into the bound outputs."""
+
+    _predictor: TensorflowPredictor
+
+    def _run(self) -> None:
+        predictor = self._predictor
+        names = predictor.signature.output_names
+        results = predictor._session_call(names)(self.inputs)
+        for name, result in zip(names, results, strict=True):
+            held = self.outputs.get(name)
+            if name in predictor._strings:
+                self.outputs[name] = _texts(result)
+            elif held is not None and held.shape == result.shape and held.dtype == result.dtype:
+                np.copyto(held, result)
+            else:
+                self.outputs[name] = np.array(result)
+
+
+def _texts(result: Any) -> npt.NDArray[Any]:
+    """TensorFlow's byte strings as ``str`` if all of them are UTF-8; always a new array."""
+    raw = np.array(result, object)
+    try:
+        texts = [item.decode("utf-8") for item in raw.flat]
+    except UnicodeDecodeError:
+        return raw
+    return np.array(texts, object).reshape(raw.shape)
