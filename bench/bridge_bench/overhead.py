@@ -229,15 +229,15 @@ def _saved_model(signature: Signature, folder: Path) -> Path:
 def _torch_module(signature: Signature) -> Any:
     import torch
 
-    class OneFloat(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"y": x + x}
-
-    class ManyIds(torch.nn.Module):
-        def forward(self, **ids: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"total": torch.stack(list(ids.values()), 1).sum(1)}
-
-    return OneFloat() if len(signature.inputs) == 1 else ManyIds()
+    # A graph module, because its forward has one named argument per input.
+    graph = torch.fx.Graph()
+    inputs = [graph.placeholder(name) for name in signature.input_names]
+    if len(inputs) == 1:
+        result = graph.call_function(torch.add, (inputs[0], inputs[0]))
+    else:
+        result = graph.call_method("sum", (graph.call_function(torch.stack, (inputs, 1)), 1))
+    graph.output({signature.output_names[0]: result})
+    return torch.fx.GraphModule(torch.nn.Module(), graph)
 
 
 if __name__ == "__main__":
