@@ -23,7 +23,6 @@ def read(model: ModelRef) -> Iterator[Any]:
     """The ``openvino.Model``; compile it inside the block, where its files exist.
 
     Raises:
-        UnsupportedModel: An IR was given as bytes, without its weights.
         RuntimeError: OpenVINO cannot read it.
     """
     is_onnx = model.format.name == "onnx"
@@ -49,7 +48,7 @@ def _is_usual(model: ModelRef, path: Path) -> bool:
 def _renamed(model: ModelRef, folder: Path) -> Path:
     """The model under the usual name of its format."""
     place = folder / f"model{model.format.suffixes[0]}"
-    if model.data is not None and model.format.name == "tflite":
+    if model.data is not None:
         place.write_bytes(model.data)
         return place
     place.symlink_to(model.file)
