@@ -265,9 +265,9 @@ def test_what_the_gaps_between_buffers_held_before_is_not_taken_for_an_integer()
         [value("y", FLOAT, []), value("z", FLOAT, ["M"])],
     )
     predictor = load(data)
-    for rows in (1000, 3, 700, 9):
-        inputs = {"x": np.full(rows, -1e30, np.float32), "i": np.arange(1009 - rows)}
-        assert predictor.predict(inputs)["y"] == np.arange(1009 - rows).sum()
+    for floats, integers in ((1000, 9), (3, 9), (700, 3), (9, 1)):
+        inputs = {"x": np.full(floats, -1e30, np.float32), "i": np.arange(integers)}
+        assert predictor.predict(inputs)["y"] == np.arange(integers).sum()
 
 
 @pytest.mark.parametrize(
