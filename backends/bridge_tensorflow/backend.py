@@ -31,6 +31,7 @@ from bridge.predictor import Predictor, PredictorInfo
 from bridge.signature import Signature
 from bridge_tensorflow.options import TensorflowOptions
 from bridge_tensorflow.predictor import TensorflowPredictor
+from bridge_tensorflow.session import open_session, own_pools
 
 __all__ = ["TensorflowBackend"]
 
@@ -125,6 +126,7 @@ class TensorflowBackend(Backend):
         _settle_tf32(device, options)
         if model.format.name == "saved_model":
             return _open(model, device, options)
+        own_pools()  # before Keras makes TensorFlow compute
         import keras
 
         from bridge_tensorflow.keras import exported
@@ -150,8 +152,6 @@ def _open(
         versions: Versions that matter besides TensorFlow's.
     """
     import tensorflow as tf
-
-    from bridge_tensorflow.session import open_session
 
     kind = SavedModel()
     graph = kind.graph(model)

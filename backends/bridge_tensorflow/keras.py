@@ -6,6 +6,7 @@ the model is loaded: the session holds graph and variables in memory.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -50,9 +51,25 @@ def exported(model: ModelRef) -> Iterator[tuple[ModelRef, Mapping[str, str]]]:
         )
     with tempfile.TemporaryDirectory(prefix="bridge-keras-") as name:
         folder = Path(name, "model")
-        live.export(str(folder), format="tf_saved_model", verbose=False)
+        with _root_logger_left_alone():
+            live.export(str(folder), format="tf_saved_model", verbose=False)
         saved = ModelRef(format=SavedModel(), path=folder, signature_key=model.signature_key)
         yield saved, _input_names(live)
+
+
+@contextmanager
+def _root_logger_left_alone() -> Iterator[None]:
+    """Keeps absl from configuring logging for the whole program.
+
+    absl's logging functions, which TensorFlow calls while it saves, run
+    ``logging.basicConfig()`` where the root logger has no handler (absl-py 2.5).
+    """
+    handler = logging.NullHandler()
+    logging.root.addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.root.removeHandler(handler)
 
 
 def _input_names(live: Any) -> dict[str, str]:

@@ -33,8 +33,9 @@ def load(
         tf.config.threading.set_intra_op_parallelism_threads(threads)
     loaded = tf.saved_model.load(str(model.file))
     call = loaded.signatures[signature_key or model.signature_key or "serving_default"]
+    call.owner = loaded  # the function itself holds its variables only weakly
 
-    def predict(inputs: _Arrays, owner: Any = loaded) -> _Arrays:  # owner keeps the variables
+    def predict(inputs: _Arrays) -> _Arrays:
         tensors = {name: tf.constant(value) for name, value in inputs.items()}
         return {name: value.numpy() for name, value in call(**tensors).items()}
 

@@ -47,6 +47,9 @@ def open_session(
     """
     import tensorflow as tf
 
+    # What tf.compat.v1.saved_model.load calls, without its warning that it is deprecated.
+    from tensorflow.python.saved_model.loader_impl import SavedModelLoader
+
     is_own = own_pools()
     if options.threads is not None and not is_own:
         raise OptionError(
@@ -62,7 +65,7 @@ def open_session(
     where = f"/device:{'GPU' if device.kind == 'cuda' else 'CPU'}:{device.index}"
     try:
         with graph.as_default(), graph.device(where):
-            meta_graph = tf.compat.v1.saved_model.load(native, sorted(tags), str(folder))
+            meta_graph = SavedModelLoader(str(folder)).load(native, sorted(tags))
     except BaseException:
         native.close()
         raise
