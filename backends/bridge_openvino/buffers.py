@@ -139,7 +139,7 @@ class InputBuffers:
             start = -roomy.ctypes.data % _ALIGNMENT_BYTES
             self._block = roomy[start : start + size_bytes]
             return self._block
-        # The gaps too: they must not look like integers that do not fit.
+        # The gaps too: what looks like an integer that does not fit has all inputs searched.
         block[:size_bytes] = 0
         return block
 

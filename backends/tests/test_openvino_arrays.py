@@ -268,6 +268,9 @@ def test_what_the_gaps_between_buffers_held_before_is_not_taken_for_an_integer()
     for floats, integers in ((1000, 9), (3, 9), (700, 3), (9, 1)):
         inputs = {"x": np.full(floats, -1e30, np.float32), "i": np.arange(integers)}
         assert predictor.predict(inputs)["y"] == np.arange(integers).sum()
+        (checked,) = predictor._idle[0].buffers._wide  # type: ignore[attr-defined]
+        assert checked.min() == 0
+        assert checked.max() == integers - 1
 
 
 @pytest.mark.parametrize(
