@@ -1,0 +1,91 @@
+"""The shortest idiomatic use of TensorRT, as a yardstick for the bridge; needs a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bridge import ModelRef
+from bridge_tensorrt import module
+from bridge_tensorrt.building import build
+from bridge_tensorrt.cuda import check, runtime
+from bridge_tensorrt.messages import listener
+from bridge_tensorrt.network import dtype_of
+from bridge_tensorrt.options import EngineOptions
+
+if TYPE_CHECKING:
+    import tensorrt_rtx as rtx
+
+__all__ = ["load"]
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def load(
+    model: ModelRef,
+    *,
+    threads: int | None = None,  # noqa: ARG001 - every yardstick has these
+    signature_key: str | None = None,  # noqa: ARG001
+) -> Callable[[Arrays], Arrays]:
+    """A function that answers one call with TensorRT alone, on the current device.
+
+    It does what NVIDIA's own samples do: a device buffer for each tensor, copies from and
+    to pageable memory, one stream. Not for several threads, nor for outputs whose shape
+    depends on data.
+
+    Args:
+        model: An ONNX model, built with the default options, or an engine.
+        threads: Ignored: the work is done by the device.
+        signature_key: Ignored: there is one signature.
+    """
+    cudart = runtime()
+    is_onnx = model.format.name == "onnx"
+    trt = module.load(module.choose(None if is_onnx else next(iter(model.facts.versions))))
+    if is_onnx:
+        data = build(trt, model, EngineOptions()).data
+    else:
+        data = model.data or model.file.read_bytes()
+    executor: rtx.Runtime = trt.Runtime(listener(trt))
+    engine: rtx.ICudaEngine = executor.deserialize_cuda_engine(data)
+    context: rtx.IExecutionContext = engine.create_execution_context()
+    stream = check(cudart.cudaStreamCreate())
+    kinds = cudart.cudaMemcpyKind
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    taken = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+    given = [name for name in names if name not in taken]
+    dtypes = {name: dtype_of(engine.get_tensor_dtype(name), name).numpy for name in given}
+    buffers: dict[str, tuple[int, int]] = {}
+
+    def buffer(name: str, size_bytes: int) -> int:
+        address, held_bytes = buffers.get(name, (0, -1))
+        if size_bytes > held_bytes:
+            check(cudart.cudaFree(address))
+            address = int(check(cudart.cudaMalloc(max(size_bytes, 1))))
+            buffers[name] = address, size_bytes
+            context.set_tensor_address(name, address)
+        return address
+
+    def call(inputs: Arrays) -> Arrays:
+        for name in taken:
+            array = inputs[name]
+            address = buffer(name, array.nbytes)
+            context.set_input_shape(name, array.shape)
+            host = array.ctypes.data
+            kind = kinds.cudaMemcpyHostToDevice
+            check(cudart.cudaMemcpyAsync(address, host, array.nbytes, kind, stream))
+        results = {}
+        for name in given:
+            results[name] = np.empty(tuple(context.get_tensor_shape(name)), dtypes[name])
+            buffer(name, results[name].nbytes)
+        context.execute_async_v3(int(stream))
+        for name, array in results.items():
+            address, host = buffer(name, array.nbytes), array.ctypes.data
+            kind = kinds.cudaMemcpyDeviceToHost
+            check(cudart.cudaMemcpyAsync(host, address, array.nbytes, kind, stream))
+        check(cudart.cudaStreamSynchronize(stream))
+        return results
+
+    return call
