@@ -7,6 +7,7 @@ tensors of one call) or ``None`` (free).
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,8 +98,8 @@ class Signature:
 
     def __post_init__(self) -> None:
         for kind, specs in (("input", self.inputs), ("output", self.outputs)):
-            names = [spec.name for spec in specs]
-            repeated = sorted({name for name in names if names.count(name) > 1})
+            names = Counter(spec.name for spec in specs)
+            repeated = sorted(name for name, count in names.items() if count > 1)
             if repeated:
                 raise ValueError(f"{kind} names must be unique; repeated: {', '.join(repeated)}.")
 

@@ -150,7 +150,7 @@ def read_model(root: Span) -> Contents:
             _function(value, contents)
     if graph is None:
         raise WireError("the model has no graph", root.start)
-    contents.producer = f"{contents.producer} {version}".strip()
+    contents.producer = f"{contents.producer} {version}".strip()[:200]
     _main_graph(graph, contents)
     return contents
 
@@ -367,7 +367,7 @@ def _main_graph(span: Span, contents: Contents) -> None:
     try:
         contents.signature = Signature(tuple(inputs), tuple(outputs))
     except ValueError as error:
-        raise WireError(str(error).rstrip("."), span.start) from None
+        raise WireError(str(error).rstrip(".")[:300], span.start) from None
 
 
 def _value(span: Span, side: str, initializers: set[str], contents: Contents) -> TensorSpec:
