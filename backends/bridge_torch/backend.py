@@ -100,6 +100,12 @@ class TorchBackend(bridge.Backend):
                 fix="The file may be truncated; export or copy it again.",
             ),
             ErrorRule(
+                Exception,
+                PredictError,
+                r"failed in the TorchScript interpreter.*\n(builtins\.)?(?P<raised>\w+: [^\n]+)",
+                message="the model raised {raised}",
+            ),
+            ErrorRule(
                 AssertionError,
                 ShapeMismatch,
                 r"Guard failed: (?P<guard>[^\n]+)",

@@ -12,15 +12,12 @@ from bridge.device import CPU
 from bridge.errors import PredictError
 from bridge.formats.torch.structure import named_leaves
 from bridge_torch.program import Program
-from bridge_torch.tensors import to_array, to_arrays, to_number, to_tensor
+from bridge_torch.tensors import SMALL_ELEMENTS, to_array, to_arrays, to_number, to_tensor
 
 __all__ = ["TorchPredictor"]
 
 _ON = True
 """What an inference-mode guard is entered with; positional in C++."""
-
-_SMALL_ELEMENTS = 512
-"""A single output of up to so many elements takes the shortest way: one copy."""
 
 
 class TorchPredictor(bridge.Predictor):
@@ -103,7 +100,7 @@ class TorchPredictor(bridge.Predictor):
                 result = self._program_call(*tensors, **keywords)
             if type(result) is self._tensor_type:
                 name = self._only_output
-                if name is not None and result.is_cpu and result.numel() <= _SMALL_ELEMENTS:
+                if name is not None and result.is_cpu and result.numel() <= SMALL_ELEMENTS:
                     return {name: to_array(result, copy=True)}
             box = [result]
             del result

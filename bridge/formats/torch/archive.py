@@ -121,20 +121,27 @@ def pickled_globals(data: bytes, name: str) -> tuple[str, ...]:
     import pickletools
 
     found: list[str] = []
-    texts: list[object] = []
+    pushed: list[object] = [None, None]  # what the last two opcodes pushed, None unless a text
+    memo: dict[object, object] = {}
     try:
         for code, argument, _ in pickletools.genops(data):
+            if code.name in ("MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT"):
+                memo[len(memo) if code.name == "MEMOIZE" else argument] = pushed[-1]
+                continue
             if code.name in ("GLOBAL", "INST"):
                 found.append(str(argument).replace(" ", ".", 1))
             elif code.name == "STACK_GLOBAL":
-                if len(texts) < 2 or not all(isinstance(item, str) for item in texts[-2:]):
+                if not all(isinstance(item, str) for item in pushed):
                     raise _broken(name, "its pickle hides the name of something it calls")
-                found.append(f"{texts[-2]}.{texts[-1]}")
+                found.append(f"{pushed[0]}.{pushed[1]}")
             elif code.name.startswith("EXT"):
                 raise _broken(name, "its pickle uses the copyreg extension registry")
-            if code.name not in ("MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT"):
-                texts.append(argument if "UNICODE" in code.name else None)
-                del texts[:-2]
+            text = argument if "UNICODE" in code.name else None
+            if code.name in ("GET", "BINGET", "LONG_BINGET"):
+                text = memo.get(argument)
+            pushed = [pushed[-1], text]
+    except InvalidModel:
+        raise
     except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:
         raise _broken(name, f"its pickle cannot be read: {error}") from error
     return tuple(found)

@@ -1,0 +1,137 @@
+"""AOTInductor packages and torch.compile; both need a C++ compiler."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bridge
+from bridge.errors import OptionError, ShapeMismatch, UnsupportedModel, UntrustedModel
+
+torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch's compiler needs g++, which is not installed"
+)
+
+F32 = bridge.DType.FLOAT32
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> Any:
+        return {"out": torch.relu(self.layer(x)) + y, "weight": self.layer.weight, "same": x}
+
+
+DECLARED = bridge.Signature(
+    (bridge.TensorSpec("x", F32, ("rows", 4)), bridge.TensorSpec("y", F32, (3,))),
+    (
+        bridge.TensorSpec("out", F32, ("rows", 3)),
+        bridge.TensorSpec("weight", F32, (3, 4)),
+        bridge.TensorSpec("same", F32, ("rows", 4)),
+    ),
+)
+Y = np.ones(3, np.float32)
+
+
+def rows(count: int) -> dict[str, Any]:
+    x = np.arange(count * 4, dtype=np.float32).reshape(count, 4) - 5
+    return {"x": x, "y": Y}
+
+
+def expected(count: int) -> Any:
+    with torch.inference_mode():
+        result = Net().eval()(*(torch.from_numpy(array) for array in rows(count).values()))
+    return {name: tensor.numpy(force=True) for name, tensor in result.items()}
+
+
+def program() -> Any:
+    batch = torch.export.Dim("batch", min=2, max=64)
+    shapes = {"x": {0: batch}, "y": None}
+    return torch.export.export(
+        Net().eval(), (torch.zeros(5, 4), torch.zeros(3)), dynamic_shapes=shapes
+    )
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package built once: some 10 s of g++."""
+    path = tmp_path_factory.mktemp("aoti") / "net.pt2"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch._inductor
+
+        torch._inductor.aoti_compile_and_package(program(), package_path=str(path))
+    return path
+
+
+def test_a_package_needs_trust_and_a_signature(package: Path) -> None:
+    with pytest.raises(UntrustedModel, match="native code"):
+        bridge.load(package, signature=DECLARED)
+    with pytest.raises(UnsupportedModel, match="does not check its inputs"):
+        bridge.load(package, trust=True)
+    shapeless = bridge.Signature(
+        (bridge.TensorSpec("x", F32, None), DECLARED.inputs[1]), DECLARED.outputs
+    )
+    with pytest.raises(UnsupportedModel):
+        bridge.load(package, trust=True, signature=shapeless)
+    short = bridge.Signature(DECLARED.inputs, DECLARED.outputs[:1])
+    with pytest.raises(OptionError, match="1 outputs; the package has 3"):
+        bridge.load(package, trust=True, signature=short)
+    with pytest.raises(OptionError, match="execution"):
+        bridge.load(package, trust=True, signature=DECLARED, options={"execution": "frozen"})
+
+
+def test_a_package_runs(package: Path) -> None:
+    with bridge.load(package, trust=True, signature=DECLARED) as predictor:
+        assert predictor.info.provider == "AOTInductor"
+        assert predictor.info.details["package"]["device_key"] == "cpu"
+        for count in (2, 7, 64):
+            given = rows(count)
+            results = predictor.predict(given)
+            for name, want in expected(count).items():
+                np.testing.assert_allclose(results[name], want, rtol=1e-5, atol=1e-6)
+                assert not np.shares_memory(results[name], given["x"])
+                results[name][...] = 99
+            np.testing.assert_array_equal(given["x"], rows(count)["x"])
+        with pytest.raises(ShapeMismatch):
+            predictor.predict({"x": np.zeros((2, 5), np.float32), "y": Y})
+
+
+def test_a_package_may_be_called_from_threads(package: Path) -> None:
+    wrong = []
+    with bridge.load(package, trust=True, signature=DECLARED) as predictor:
+
+        def work(count: int) -> None:
+            want = expected(count)["out"]
+            for _ in range(50):
+                if not np.allclose(predictor.predict(rows(count))["out"], want, atol=1e-5):
+                    wrong.append(count)
+
+        threads = [threading.Thread(target=work, args=(count,)) for count in (2, 3, 8, 33)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not wrong
+
+
+def test_torch_compile() -> None:
+    for model in (Net().eval(), program()):
+        with bridge.load(model, options={"execution": "compiled"}) as predictor:
+            assert predictor.info.provider == "torch.compile"
+            for count in (3, 9):
+                results = predictor.predict(rows(count))
+                for name, want in expected(count).items():
+                    np.testing.assert_allclose(results[name], want, rtol=1e-5, atol=1e-6)
+                    results[name][...] = 99
