@@ -151,7 +151,8 @@ def _texts(result: Any) -> npt.NDArray[Any]:
     """TensorFlow's byte strings as ``str`` if all of them are UTF-8; always a new array."""
     raw = np.array(result, object)
     try:
-        texts = [item.decode("utf-8") for item in raw.flat]
+        # An output that is an input of the call holds what the caller put there.
+        texts = [item if isinstance(item, str) else item.decode("utf-8") for item in raw.flat]
     except UnicodeDecodeError:
         return raw
     return np.array(texts, object).reshape(raw.shape)

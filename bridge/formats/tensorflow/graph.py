@@ -163,6 +163,7 @@ def serving(graphs: list[MetaGraph], model: str) -> MetaGraph:
 def _meta_graph(message: Span) -> MetaGraph:
     graph = MetaGraph()
     tags: list[str] = []
+    older: dict[str, str] = {}
     for number, _, value in message.fields():
         if not isinstance(value, Span):
             continue
@@ -179,13 +180,22 @@ def _meta_graph(message: Span) -> MetaGraph:
             if key in _INIT_COLLECTIONS:
                 for span in content:
                     graph.init += [_node_name(t) for one in span.spans(1) for t in one.texts(1)]
+            elif key == "saved_model_assets":
+                packed = [one for span in content for one in span.spans(5)]
+                for one in (one for span in packed for one in span.spans(1)):
+                    older.update(_asset(message) for message in one.spans(2))
         elif number == 5:
             _read_signature(value, graph)
         elif number == 6:
-            tensor = "".join(_last(span, 1) for span in value.spans(1))
-            graph.assets[_node_name(tensor)] = _last(value, 2)
+            graph.assets.update([_asset(value)])
+    graph.assets = graph.assets or older  # TensorFlow looks at the older place only then
     graph.tags = frozenset(tags)
     return graph
+
+
+def _asset(message: Span) -> tuple[str, str]:
+    """The node that gets an asset's path, and the asset's file name."""
+    return _node_name("".join(_last(span, 1) for span in message.spans(1))), _last(message, 2)
 
 
 def _read_graph(message: Span, graph: MetaGraph) -> None:

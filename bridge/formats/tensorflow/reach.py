@@ -12,7 +12,7 @@ access hides in names such as ``RecordInput`` and ``ImmutableConst``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 
 from bridge.formats.tensorflow.graph import Attr, MetaGraph, Node
@@ -91,8 +91,21 @@ def reach(graph: MetaGraph, roots: Iterable[str]) -> list[Reached]:
     return found
 
 
-def forbidden(graph: MetaGraph, reached: list[Reached]) -> Iterator[Reached]:
-    """Those of the nodes whose operators may not run without trust."""
+def forbidden(
+    graph: MetaGraph,
+    reached: list[Reached],
+    *,
+    checkpoints: Set[str] = frozenset(),
+    assets: Set[str] = frozenset(),
+) -> Iterator[Reached]:
+    """Those of the nodes whose operators may not run without trust.
+
+    Args:
+        graph: Where they stand.
+        reached: All that runs together, as one step of a session.
+        checkpoints: Nodes that hold the path of the model's own variables in that step.
+        assets: Nodes that hold the path of one of the model's own assets in that step.
+    """
     callers: dict[str, list[Reached]] = {}
     for item in reached:
         for name in _named(graph, item.node):
@@ -104,9 +117,9 @@ def forbidden(graph: MetaGraph, reached: list[Reached]) -> Iterator[Reached]:
             continue
         if op in ("ShardedFilename", "ShardedFilespec"):
             continue  # these only make strings
-        if op in _RESTORES and _comes_from(graph, callers, item, 0, {graph.filename}):
+        if op in _RESTORES and _comes_from(graph, callers, item, 0, checkpoints):
             continue
-        if op in _TABLE_FILES and _comes_from(graph, callers, item, 1, set(graph.assets)):
+        if op in _TABLE_FILES and _comes_from(graph, callers, item, 1, assets):
             continue
         if op in _TEXT_CONDITIONS and _is_harmless_text(item.node):
             continue
@@ -134,7 +147,7 @@ def _comes_from(
     callers: dict[str, list[Reached]],
     item: Reached,
     position: int,
-    sources: set[str],
+    sources: Set[str],
 ) -> bool:
     """Whether an input is, by whatever way, one of these nodes of the graph itself.
 
@@ -173,10 +186,51 @@ def _comes_from(
                     return False
                 continue
             found = [other for other in bodies[0].nodes if other.name == name]
-        if len(found) != 1 or found[0].op not in _PASS_ON:
+        if len(found) != 1:
             return False
-        pending.append((found[0], function, 0))
+        if found[0].op == "ReadVariableOp" and function is None:
+            assignments = _assignments(graph, found[0])
+            if not assignments:
+                return False
+            pending += [(assignment, None, 1) for assignment in assignments]
+        elif found[0].op in _PASS_ON:
+            pending.append((found[0], function, 0))
+        else:
+            return False
     return True
+
+
+def _assignments(graph: MetaGraph, read: Node) -> list[Node]:
+    """The nodes that give a variable the value which is read; empty if that is not certain.
+
+    TensorFlow 2 puts an asset's path into a variable in the very step that reads it.
+    """
+    name = read.inputs[0].partition(":")[0]
+    handles = graph.nodes.get(name, [])
+    if len(handles) != 1 or handles[0].op != "VarHandleOp":
+        return []
+    others = [node for node in graph.every_node() if node.op == "VarHandleOp"]
+    names = [_resource_name(node) for node in others]
+    if None in names or names.count(_resource_name(handles[0])) != 1:
+        return []
+    found = []
+    for nodes in graph.nodes.values():
+        for node in nodes:
+            if name not in {text.partition(":")[0] for text in node.inputs}:
+                continue
+            if node.op == "AssignVariableOp" and f"^{node.name}" in read.inputs:
+                found.append(node)
+            elif node.op not in ("ReadVariableOp", "VarIsInitializedOp"):
+                return []
+    return found
+
+
+def _resource_name(handle: Node) -> str | None:
+    """What a variable is called at run time; ``None`` if its function's caller decides."""
+    attr = handle.attrs.get("shared_name")
+    if attr is None:
+        return handle.name
+    return None if attr.is_parameter else ("".join(attr.texts) or handle.name)
 
 
 def keeps_state(reached: Iterable[Reached]) -> bool:

@@ -132,12 +132,20 @@ class SavedModel(Format):
         keys = list(graph.signatures)
         with contextlib.suppress(OptionError, UnsupportedModel):
             keys = [self.signature_key(model, graph)]
-        roots = [*graph.init, *graph.restore]
-        for key in keys:
-            roots += [
-                (spec.native_name or "").partition(":")[0] for spec in graph.signatures[key].outputs
-            ]
-        bad = Counter(item.node.op for item in forbidden(graph, reach(graph, roots)))
+        outputs = [spec for key in keys for spec in graph.signatures[key].outputs]
+        # The paths are fed in these steps only: in a call the same nodes would hold whatever
+        # path the file says.
+        restore = reach(graph, graph.restore)
+        init = reach(graph, graph.init)
+        call = reach(graph, [(spec.native_name or "").partition(":")[0] for spec in outputs])
+        bad = {
+            item.node.op
+            for item in (
+                *forbidden(graph, restore, checkpoints={graph.filename}),
+                *forbidden(graph, init, assets=set(graph.assets)),
+                *forbidden(graph, call),
+            )
+        }
         if not bad:
             return
         known = refused()
