@@ -91,7 +91,7 @@ def _configure(
     for profile in profiles:
         native: rtx.IOptimizationProfile = network.builder.create_optimization_profile()
         for name, shapes in profile.shapes.items():
-            native.set_shape(name, *shapes)
+            native.set_shape(name, *(trt.Dims(shape) for shape in shapes))
         for name, values in profile.values.items():
             native.set_shape_input(name, *values)
         if config.add_optimization_profile(native) < 0:
