@@ -120,8 +120,9 @@ def read_graph(data: bytes) -> Contents:
     parser.EndElementHandler = reader.end
     parser.CharacterDataHandler = reader.text
     parser.StartDoctypeDeclHandler = reader.doctype
+    is_all = True
     try:
-        parser.Parse(data, 1)
+        parser.Parse(data, is_all)
     except expat.ExpatError as error:
         raise GraphError(str(error), truncated=error.code in _CUT_OFF) from None
     except (LookupError, UnicodeError) as error:  # the encoding that the file declares
@@ -254,7 +255,7 @@ class _Reader:
         shape_of: Callable[[_Layer], tuple[Dim, ...] | None],
     ) -> tuple[TensorSpec, ...]:
         taken: set[str] = set()
-        specs = []
+        specs: list[TensorSpec] = []
         for layer in layers:
             label = layer.name.removesuffix("/sink_port_0")
             choices = [label] if label in layer.names else []
