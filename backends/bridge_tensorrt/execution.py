@@ -66,6 +66,7 @@ class Lane:
         self._in_bytes = self._out_bytes = 0
         self._prepared: tuple[Any, ...] | None = None
         self._unsized: dict[str, Any] = {}  # allocators of outputs whose shape is data
+        self._apart: dict[str, PinnedMemory] = {}  # of outputs that lie outside the blocks
         context: rtx.IExecutionContext | None = engine.native.create_execution_context()
         if context is None:
             raise _failure("no execution context could be made", start)
@@ -128,7 +129,8 @@ class Lane:
                 self._stream.wait()
             finally:
                 del self._context  # before the memory that it points to
-                self._unsized.clear()
+                for allocator in self._unsized.values():
+                    allocator.memory.close()
                 self._device_in.close()
                 self._device_out.close()
                 self._stream.close()
@@ -164,10 +166,7 @@ class Lane:
         for port in self._engine.outputs:
             shape = tuple(self._context.get_tensor_shape(port.name))
             if port.is_on_host:
-                size_bytes = _size_bytes(port, shape)
-                own = PinnedMemory(max(size_bytes, _ALIGNMENT_BYTES))
-                self.outputs[port.name] = own.array(0, shape, port.dtype)
-                self._address(port, own.address, start)
+                self._address(port, self._stage_apart(port, shape).address, start)
             elif min(shape, default=0) < 0:
                 self._allocate_later(port, start)
             else:
@@ -198,9 +197,17 @@ class Lane:
         allocator = self._unsized[port.name]
         shape: Shape = allocator.shape
         size_bytes = _size_bytes(port, shape)
-        pinned = PinnedMemory(max(size_bytes, _ALIGNMENT_BYTES))
-        self.outputs[port.name] = pinned.array(0, shape, port.dtype)
+        pinned = self._stage_apart(port, shape)
         self._stream.download(pinned.address, allocator.memory.address, size_bytes)
+
+    def _stage_apart(self, port: Port, shape: Shape) -> PinnedMemory:
+        """Pinned memory of its own for an output, and the array over it in ``outputs``."""
+        size_bytes = max(_size_bytes(port, shape), _ALIGNMENT_BYTES)
+        pinned = self._apart.get(port.name)
+        if pinned is None or pinned.size_bytes < size_bytes:
+            pinned = self._apart[port.name] = PinnedMemory(size_bytes)
+        self.outputs[port.name] = pinned.array(0, shape, port.dtype)
+        return pinned
 
 
 class Lanes:
