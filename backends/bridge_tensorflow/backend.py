@@ -102,6 +102,13 @@ class TensorflowBackend(Backend):
                 "the model's variables lack '{variable}'.",
                 "Graph and variables do not belong together; copy the whole folder again.",
             ),
+            ErrorRule(  # what the saver makes of it where the graph is TensorFlow 2's
+                ValueError,
+                InvalidModel,
+                r"No variables to save",
+                "the model's variables are not those of its graph.",
+                "Graph and variables do not belong together; copy the whole folder again.",
+            ),
             ErrorRule(
                 errors.OutOfRangeError,
                 InvalidModel,

@@ -60,8 +60,11 @@ def open_session(
             option="threads",
         )
     threads = options.threads or usable_cpus()
+    config = _config(threads, device, options)
+    if options.xla:
+        _wake_xla(config)
     graph = tf.Graph()
-    native = tf.compat.v1.Session(graph=graph, config=_config(threads, device, options))
+    native = tf.compat.v1.Session(graph=graph, config=config)
     where = f"/device:{'GPU' if device.kind == 'cuda' else 'CPU'}:{device.index}"
     try:
         with graph.as_default(), graph.device(where):
@@ -131,6 +134,20 @@ def _config(threads: int, device: Device, options: TensorflowOptions) -> Any:
         optimizer.global_jit_level = tf.compat.v1.OptimizerOptions.ON_2
         optimizer.cpu_global_jit = True
     return config
+
+
+def _wake_xla(config: Any) -> None:
+    """Makes XLA print now what it prints on its first cluster, while loading is listened to."""
+    import tensorflow as tf
+
+    graph = tf.Graph()
+    with graph.as_default(), tf.compat.v1.Session(config=config) as session:
+        start = tf.compat.v1.placeholder(tf.float32, (2,))
+        end = start
+        for _ in range(8):  # clusters have 4 operators at least
+            end = tf.tanh(end * start + start)
+        for _ in range(3):  # compiled on the second call
+            session.run(end, {start: (0.0, 1.0)})
 
 
 def _operator_threads() -> set[str]:

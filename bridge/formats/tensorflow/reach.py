@@ -205,7 +205,7 @@ def _assignments(graph: MetaGraph, read: Node) -> list[Node]:
 
     TensorFlow 2 puts an asset's path into a variable in the very step that reads it.
     """
-    name = read.inputs[0].partition(":")[0]
+    name = next(iter(read.inputs), "").partition(":")[0]
     handles = graph.nodes.get(name, [])
     if len(handles) != 1 or handles[0].op != "VarHandleOp":
         return []

@@ -1,0 +1,90 @@
+"""Options of the tensorflow backend, and a real model against onnxruntime."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bridge
+from bridge.errors import OptionError
+
+tf = pytest.importorskip("tensorflow")
+
+X = np.float32([[1, 2, 3, 4], [5, 6, 7, 8]])
+Y = X * np.arange(4, dtype=np.float32) + 1
+
+
+@pytest.fixture(scope="module")
+def affine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    class Affine(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = tf.Variable(np.arange(4, dtype=np.float32), name="scale")
+
+        @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32, "x")], autograph=False)
+        def affine(self, x):
+            return {"y": x * self.scale + 1.0}
+
+    module = Affine()
+    folder = tmp_path_factory.mktemp("affine") / "model"
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": module.affine})
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"executor": "single_threaded"},
+        {"inter_threads": 2},
+        {"graph_optimizer": False},
+        {"xla": True},
+    ],
+    ids=str,
+)
+def test_options_change_no_result(affine: Path, options: dict[str, object]) -> None:
+    with bridge.load(affine, options=options) as predictor:
+        for _ in range(3):
+            np.testing.assert_allclose(predictor.predict({"x": X})["y"], Y, rtol=1e-6)
+        assert predictor.info.options == options
+
+
+def test_options_that_conflict(affine: Path) -> None:
+    with pytest.raises(OptionError, match="inter_threads"):
+        bridge.load(affine, options={"executor": "single_threaded", "inter_threads": 2})
+    with pytest.raises(OptionError, match="xla"):
+        bridge.load(affine, options={"executor": "single_threaded", "xla": True})
+    with pytest.raises(OptionError, match="Did you mean 'inter_threads'"):
+        bridge.load(affine, options={"inter_thread": 2})
+
+
+def test_search_space_is_legal(affine: Path) -> None:
+    from bridge.loading import open_model
+
+    backend = bridge.backends()["tensorflow"]
+    for options in backend.search_space(open_model(affine), bridge.CPU):
+        bridge.load(affine, options=options).close()
+
+
+MODELS = Path(sys.prefix) / "models"
+NMP = MODELS / "basic_pitch/saved_models/icassp_2022/nmp"
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_basic_pitch_agrees_with_onnxruntime(rows: int) -> None:
+    """5e-6 absolute is what the project promises; 1.6e-6 was seen."""
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(str(NMP.with_suffix(".onnx")))
+    audio = np.random.default_rng(rows).uniform(-1, 1, (rows, 43844, 1)).astype(np.float32)
+    names = [item.name for item in session.get_outputs()]
+    wanted = dict(zip(names, session.run(None, {session.get_inputs()[0].name: audio}), strict=True))
+    with bridge.load(NMP) as predictor:
+        assert predictor.signature.output_names == ("contour", "note", "onset")
+        found = predictor.predict({"input_2": audio})
+        for spec in predictor.signature.outputs:
+            assert found[spec.name].dtype == np.float32
+            np.testing.assert_allclose(
+                found[spec.name], wanted[spec.native_name], rtol=0, atol=5e-6
+            )
