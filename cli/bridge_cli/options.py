@@ -1,0 +1,85 @@
+"""``bridge options``: what can be set on a backend or an adapter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from bridge.options import OptionField
+
+__all__ = ["options"]
+
+EPILOG = """
+\b
+Example:
+  bridge options onnxruntime
+
+\b
+Exit status: 0; 4 if there is no such backend or adapter.
+"""
+
+
+def options(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A backend, or an adapter of 'bridge convert'.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """List what --option can set on a backend or adapter."""
+    from bridge.registry import registry
+    from bridge_cli.render import print_json, print_line, print_table
+
+    adapters = {adapter.name: adapter for adapter in registry().adapters}
+    kind = "adapter" if name in adapters else "backend"
+    owner = adapters[name] if name in adapters else registry().backends.get(name)
+    fields = owner.options_type.describe()
+    if as_json:
+        print_json({"name": name, "kind": kind, "options": [_document(one) for one in fields]})
+        return
+    if not fields:
+        print_line(f"{kind} {name} has no options")
+        return
+    print_table(
+        ("option", "default", "values", "what it does"),
+        [(one.name, _text(one.default), _values(one), one.help) for one in fields],
+    )
+
+
+def _document(one: OptionField) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "type": one.type,
+        "default": one.default
+        if isinstance(one.default, (bool, int, float, str, type(None)))
+        else _text(one.default),
+        "unit": one.unit,
+        "choices": None if one.choices is None else list(one.choices),
+        "minimum": one.minimum,
+        "maximum": one.maximum,
+        "help": one.help,
+    }
+
+
+def _text(default: object) -> str:
+    """The default as one would type it."""
+    if default is None:
+        return "none"
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, tuple):
+        return ",".join(map(str, default)) or "empty"
+    return str(default)
+
+
+def _values(one: OptionField) -> str:
+    if one.choices is not None:
+        return " | ".join(one.choices)
+    text = f"{one.type} ({one.unit})" if one.unit else one.type
+    low, high = one.minimum, one.maximum
+    if low is not None and high is not None:
+        return f"{text}, {low:g} to {high:g}"
+    if low is not None:
+        return f"{text}, at least {low:g}"
+    return text if high is None else f"{text}, at most {high:g}"
