@@ -44,6 +44,7 @@ def exported(model: ModelRef) -> Iterator[tuple[ModelRef, Mapping[str, str]]]:
     live: Any = model.live
     if live is None:
         live = keras.saving.load_model(str(model.file), compile=False, safe_mode=not model.trust)
+        _call_once(live)
     if not live.built:
         raise UnsupportedModel(
             f"the Keras model {model.name} has never been built, so it has no shapes.",
@@ -55,6 +56,22 @@ def exported(model: ModelRef) -> Iterator[tuple[ModelRef, Mapping[str, str]]]:
             live.export(str(folder), format="tf_saved_model", verbose=False)
         saved = ModelRef(format=SavedModel(), path=folder, signature_key=model.signature_key)
         yield saved, _input_names(live)
+
+
+def _call_once(live: Any) -> None:
+    """Calls a subclassed model fresh from its file, without which Keras does not export it."""
+    from keras import ops
+
+    if getattr(live, "inputs", None):
+        return  # functional and sequential models know their inputs
+    shape = (live.get_build_config() or {}).get("input_shape")
+    if not shape or not all(item is None or isinstance(item, int) for item in shape):
+        raise UnsupportedModel(
+            f"the Keras file of class {type(live).__name__} does not say what shapes its inputs "
+            "have.",
+            fix="Load it with Keras, call it once, and pass the live model.",
+        )
+    live(ops.zeros([1, *(item or 1 for item in shape[1:])], live.input_dtype))
 
 
 @contextmanager
