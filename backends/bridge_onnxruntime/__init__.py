@@ -1,0 +1,1 @@
+"""ONNX Runtime as a backend: ONNX and ORT files on CPUs and NVIDIA GPUs."""

@@ -1,0 +1,1 @@
+"""ONNX's own reference evaluator as a backend: slow, independent of every runtime."""
