@@ -36,6 +36,7 @@ def load(
     del signature_key
     if threads is not None:
         torch.set_num_threads(threads)
+    positional: int | None = None  # arguments after these go by keyword
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run: Any
@@ -50,17 +51,23 @@ def load(
             if program is None:
                 program = torch.export.load(str(model.file))
             run = program.module()
+            positional = program.call_spec.in_spec.children_specs[0].num_children
         else:
             run = model.live
 
     def call(inputs: _Arrays) -> _Arrays:
         with torch.inference_mode():
-            result = run(
-                *[
-                    torch.from_numpy(array) if array.ndim else array.item()
-                    for array in inputs.values()
-                ]
-            )
+            tensors = [
+                torch.from_numpy(array) if array.ndim else array.item() for array in inputs.values()
+            ]
+            if positional is None or positional == len(tensors):
+                result = run(*tensors)
+            else:
+                names = list(inputs)[positional:]
+                result = run(
+                    *tensors[:positional],
+                    **dict(zip(names, tensors[positional:], strict=True)),
+                )
         if isinstance(result, torch.Tensor):
             return {"output_0": result.numpy()}
         if isinstance(result, dict):

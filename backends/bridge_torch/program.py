@@ -111,9 +111,11 @@ def of_script(module: Any, provider: str, declared: Signature | None) -> Program
     """The program of a TorchScript module in evaluation mode.
 
     Raises:
-        UnsupportedModel: An input is neither tensor nor number, or the outputs are a list
-            or dict and ``declared`` does not name them.
+        UnsupportedModel: An input is neither tensor nor number, or the outputs are a list,
+            or a dict with keys made at run time, and ``declared`` does not name them.
     """
+    import torch
+
     method = module._c._get_method("forward")
     schema = method.schema
     arguments = [
@@ -124,16 +126,19 @@ def of_script(module: Any, provider: str, declared: Signature | None) -> Program
     returns = kind.annotation_str
     if returns.startswith("__torch__."):
         returns = kind.str()  # a named tuple's fields; annotation_str has only its class
-    if output_names(returns) is None and declared is None:
+    graph = method.graph.copy()
+    torch._C._jit_pass_inline(graph)
+    names = output_names(returns) or _returned_keys(graph)
+    if names is None and declared is None:
         raise UnsupportedModel(
             f"the model returns {returns}, whose members are known only after a call.",
             fix="Name the outputs with signature=bridge.Signature(...), or wrap the model so that "
             "it returns a tuple of tensors.",
         )
-    signature = script_signature(
-        arguments, output_names(returns) or (declared.output_names if declared else ())
-    )
-    stateful, written = _effects(method.graph)
+    if names is None and declared is not None:
+        names = declared.output_names
+    signature = script_signature(arguments, names or ())
+    stateful, written = _effects(graph)
     has_hooks = any(
         getattr(module._c, name, list)()
         for name in ("_get_forward_hooks", "_get_forward_pre_hooks")
@@ -154,16 +159,23 @@ def of_script(module: Any, provider: str, declared: Signature | None) -> Program
     )
 
 
+def _returned_keys(graph: Any) -> tuple[str, ...] | None:
+    """The keys of the dict that a graph returns, if it is built in one place."""
+    node = next(iter(graph.outputs())).node()
+    if node.kind() != "prim::DictConstruct":
+        return None
+    keys = [item.toIValue() for item in list(node.inputs())[::2]]
+    return tuple(keys) if keys and all(isinstance(key, str) for key in keys) else None
+
+
 def _effects(graph: Any) -> tuple[bool, tuple[int, ...]]:
-    """Whether a scripted graph changes its module, and which arguments it writes to.
+    """Whether an inlined graph changes its module, and which arguments it writes to.
 
     By torch's own alias analysis, which may see a write where there is none, never the
     reverse. What only training does is left out: the module is in evaluation mode.
     """
     import torch
 
-    graph = graph.copy()
-    torch._C._jit_pass_inline(graph)
     first = next(iter(graph.nodes()), None)
     for node in graph.findAllNodes("prim::GetAttr"):
         if node.s("name") == "training" and first is not None:

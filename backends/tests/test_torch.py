@@ -113,9 +113,9 @@ def test_torchscript_file(tmp_path: Path) -> None:
 def test_text_and_torch_agree_on_the_signature(tmp_path: Path) -> None:
     traced = quietly(torch.jit.trace, Linear().eval(), torch.zeros(2, 4))
     quietly(traced.save, str(tmp_path / "traced.pt"))
-    paths = [tmp_path / "traced.pt"]
-    for kind in (Linear, Named):
-        paths.append(scripted(kind(), tmp_path / f"{kind.__name__}.pt"))
+    kinds = (Linear, Named)
+    paths = [scripted(kind(), tmp_path / f"{kind.__name__}.pt") for kind in kinds]
+    paths.append(tmp_path / "traced.pt")
     for path in paths:
         with bridge.load(path) as predictor:
             told = bridge.loading.open_model(path).facts.signatures[""]
@@ -146,8 +146,24 @@ def test_arguments_with_defaults_and_numbers(tmp_path: Path) -> None:
                 predictor.predict({"x": X, "times": np.array(2.0)})
 
 
-def test_outputs_of_a_dict_have_to_be_named(tmp_path: Path) -> None:
+class Computed(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        result: dict[str, torch.Tensor] = {}
+        for name in ("double", "half"):
+            result[name] = x * 2 if name == "double" else x / 2
+        return result
+
+
+def test_keys_of_a_dict_name_the_outputs(tmp_path: Path) -> None:
     path = scripted(Mapped(), tmp_path / "net.pt")
+    with bridge.load(path) as predictor:
+        assert predictor.signature.output_names == ("double", "half")
+        assert predictor.signature == bridge.loading.open_model(path).facts.signatures[""]
+        np.testing.assert_array_equal(predictor.predict({"x": X})["half"], X / 2)
+
+
+def test_outputs_known_only_after_a_call_have_to_be_named(tmp_path: Path) -> None:
+    path = scripted(Computed(), tmp_path / "net.pt")
     with pytest.raises(UnsupportedModel, match="known only after a call"):
         bridge.load(path)
     declared = bridge.Signature(

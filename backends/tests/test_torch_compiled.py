@@ -109,16 +109,17 @@ def test_a_package_runs(package: Path) -> None:
 
 
 def test_a_package_may_be_called_from_threads(package: Path) -> None:
-    wrong = []
+    wants = {count: expected(count)["out"] for count in (2, 3, 8, 33)}
+    wrong: list[int] = []
     with bridge.load(package, trust=True, signature=DECLARED) as predictor:
 
         def work(count: int) -> None:
-            want = expected(count)["out"]
-            for _ in range(50):
-                if not np.allclose(predictor.predict(rows(count))["out"], want, atol=1e-5):
-                    wrong.append(count)
+            results = [predictor.predict(rows(count))["out"] for _ in range(100)]
+            wrong.extend(
+                count for result in results if not np.allclose(result, wants[count], atol=1e-5)
+            )
 
-        threads = [threading.Thread(target=work, args=(count,)) for count in (2, 3, 8, 33)]
+        threads = [threading.Thread(target=work, args=(count,)) for count in wants]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -12,7 +12,7 @@ from typing import Any
 from bridge.dtypes import DType
 from bridge.errors import InvalidModel, UnsupportedModel, UntrustedModel
 from bridge.formats.torch.archive import Archive, open_archive, pickled_globals
-from bridge.formats.torch.graph import operator_counts, scan_graph
+from bridge.formats.torch.graph import DICTS, LISTS, operator_counts, scan_graph
 from bridge.formats.torch.structure import ExportedTensor, named_leaves, program_signature
 from bridge.model import FileProbe, Format, ModelFacts, ModelRef
 from bridge.signature import Signature
@@ -275,9 +275,9 @@ def _structure(spec: dict[str, Any], leaves: Iterator[dict[str, Any]]) -> Any:
     if kind is None:
         return _Leaf(next(leaves))
     children = [_structure(child, leaves) for child in spec["children_spec"]]
-    if kind in ("builtins.dict", "collections.OrderedDict"):
+    if kind in DICTS:
         return dict(zip(json.loads(spec["context"]), children, strict=True))
-    if kind in ("builtins.tuple", "builtins.list"):
+    if kind in LISTS:
         return children
     raise ValueError(f"structure of class {kind}")
 

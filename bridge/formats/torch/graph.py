@@ -19,7 +19,7 @@ from typing import Any
 
 from bridge.formats.torch.operators import allowed
 
-__all__ = ["operator_counts", "scan_graph"]
+__all__ = ["DICTS", "LISTS", "operator_counts", "scan_graph"]
 
 _FUNCTIONS = frozenset(
     (
@@ -53,7 +53,18 @@ _DOTTED = re.compile(r"[\w.]*")
 _KEY = re.compile(r"[\w.\- ]*")
 _PLAIN = re.compile(r"[\w.:;,+\-/<> ]*")
 
-_TREES = frozenset(("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"))
+LISTS = frozenset(
+    ("builtins.tuple", "builtins.list", "torch.fx.immutable_collections.immutable_list")
+)
+DICTS = frozenset(
+    (
+        "builtins.dict",
+        "collections.OrderedDict",
+        "torch.fx.immutable_collections.immutable_dict",
+    )
+)
+"""The containers that inputs and outputs may be nested in, as tree specs call them."""
+
 # Written as text into comments or kept as data, never compiled or imported.
 _FREE_TEXT = frozenset(("as_string", "as_strings", "stack_trace", "torch_fn"))
 _NAMES = frozenset(("name", "as_name", "forward_arg_names"))
@@ -213,7 +224,7 @@ def _is_plain_tree(text: str) -> bool:
             if node["children_spec"] or node.get("context") is not None:
                 return False
             continue
-        if node["type"] not in _TREES or not _is_plain_context(node.get("context")):
+        if node["type"] not in LISTS | DICTS or not _is_plain_context(node.get("context")):
             return False
         pending += node["children_spec"]
     return True

@@ -216,6 +216,9 @@ def _text_signature(sources: dict[str, str], root: str) -> Signature:
         for index, item in enumerate(plain)
     ]
     returns = "Tensor" if forward.returns is None else _annotation(forward.returns)
+    keys = _returned_keys(forward)
+    if keys is not None and returns == "Dict[str, Tensor]":
+        return script_signature(arguments, keys)
     if returns.startswith("__torch__."):
         fields = _class(sources, returns)
         if fields is not None:
@@ -231,6 +234,27 @@ def _text_signature(sources: dict[str, str], root: str) -> Signature:
             "declare them with signature=."
         )
     return script_signature(arguments, returns)
+
+
+def _returned_keys(forward: ast.FunctionDef) -> tuple[str, ...] | None:
+    """The keys of the dict that a function returns, if it is written out in one place."""
+    returned = [node.value for node in ast.walk(forward) if isinstance(node, ast.Return)]
+    if len(returned) != 1:
+        return None
+    value = returned[0]
+    if isinstance(value, ast.Name):
+        assigned = [
+            node.value
+            for node in ast.walk(forward)
+            if isinstance(node, ast.Assign)
+            and any(isinstance(item, ast.Name) and item.id == value.id for item in node.targets)
+        ]
+        value = assigned[0] if len(assigned) == 1 else None
+    if not isinstance(value, ast.Dict):
+        return None
+    keys = [key.value if isinstance(key, ast.Constant) else None for key in value.keys]
+    texts = tuple(key for key in keys if isinstance(key, str))
+    return texts if len(texts) == len(keys) else None
 
 
 def _annotation(node: ast.expr) -> str:
