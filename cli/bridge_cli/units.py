@@ -45,7 +45,11 @@ def number(value: float | None) -> str:
 
 def ratio(value: float | None) -> str:
     """A factor, such as ``1.25x``."""
-    return _NONE if value is None else f"{value:.2f}x" if value < 99.995 else f"{value:.0f}x"
+    if value is None:
+        return _NONE
+    return (
+        f"{value:.2f}x" if value < 9.995 else f"{value:.1f}x" if value < 99.95 else f"{value:.0f}x"
+    )
 
 
 def _short(value: float) -> str:

@@ -85,7 +85,7 @@ def _show_arms(found: Comparison, labels: dict[int, str]) -> None:
             )
         )
     columns = (
-        "backend",
+        _heading(found),
         "agrees",
         "needs",
         "load",
@@ -128,7 +128,7 @@ def _show_outputs(found: Comparison, labels: dict[int, str]) -> None:
     if left_out > 0:
         rows = sorted(rows, key=lambda row: _badness(row[1]), reverse=True)[:_OUTPUTS_SHOWN]
     print_table(
-        ("backend", "output", "max abs", "max rel", "cosine", "needs"),
+        (_heading(found), "output", "max abs", "max rel", "cosine", "needs"),
         [
             (
                 labels[id(arm)],
@@ -171,6 +171,10 @@ def _show_fastest(
         "bold green",
     )
     print_code(f"    {line}" for line in load_code(best, signature=signature, trust=trust))
+
+
+def _heading(found: Comparison) -> str:
+    return "backend" if len({arm.model for arm in found.arms}) == 1 else "backend · model"
 
 
 def _label(arm: Arm, names: dict[Path, str]) -> str:
