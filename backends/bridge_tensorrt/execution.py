@@ -88,7 +88,7 @@ class Lane:
         for name, staged in self.inputs.items():
             np.copyto(staged, inputs[name])
         self.run()
-        return {name: staged.copy() for name, staged in self.outputs.items()}
+        return {port.name: self.outputs[port.name].copy() for port in self._engine.outputs}
 
     def prepare(self, inputs: Mapping[str, Any]) -> None:
         """Lays out the buffers for inputs of these shapes; cheap if they are the last ones.

@@ -27,8 +27,8 @@ Arrays = dict[str, npt.NDArray[Any]]
 def load(
     model: ModelRef,
     *,
-    threads: int | None = None,  # noqa: ARG001 - every yardstick has these
-    signature_key: str | None = None,  # noqa: ARG001
+    threads: int | None = None,
+    signature_key: str | None = None,
 ) -> Callable[[Arrays], Arrays]:
     """A function that answers one call with TensorRT alone, on the current device.
 

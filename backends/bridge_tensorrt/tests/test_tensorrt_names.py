@@ -418,10 +418,11 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def type_errors(package: Path, stubs: Path) -> list[str]:
+    files = [str(path) for path in sorted(package.glob("*.py"))]
     flags = ["--strict", "--explicit-package-bases", "--namespace-packages"]
     flags += ["--allow-untyped-calls", "--config-file", os.devnull]
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", *flags, "--cache-dir", str(stubs / "cache"), str(package)],
+        [sys.executable, "-m", "mypy", *flags, "--cache-dir", str(stubs / "cache"), *files],
         env={**os.environ, "MYPYPATH": os.pathsep.join([str(package.parent), str(stubs)])},
         capture_output=True,
         text=True,
