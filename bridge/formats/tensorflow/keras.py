@@ -91,10 +91,12 @@ class Keras(Format):
 def _refusal(item: dict[str, Any]) -> str | None:
     """Why one object of the configuration needs trust; ``None`` if it does not."""
     kind, module, inner = item["class_name"], item.get("module"), item.get("config")
+    shown = f"'{module}.{kind}'" if module else f"'{kind}'"
+    if not isinstance(kind, str):
+        return f"holds {shown}, which is no name of a class"
     if kind in _VALUES:
         return None
-    shown = f"'{module}.{kind}'" if module else f"'{kind}'"
-    if not isinstance(kind, str) or kind in _CODE or kind.startswith("__"):
+    if kind in _CODE or kind.startswith("__"):
         return f"holds {shown}, which runs code from the file"
     if isinstance(inner, dict):
         for name in _FILES.intersection(inner):
