@@ -1,25 +1,40 @@
-"""The shortest idiomatic load and call of ONNX Runtime: a yardstick, nothing else."""
+"""The shortest idiomatic use of ONNX Runtime, as a yardstick for the bridge."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from bridge.model import ModelRef
+import numpy as np
+import numpy.typing as npt
+
+from bridge import ModelRef
+from bridge.cpus import usable_cpus
+from bridge_onnxruntime.runtime import onnxruntime
 
 __all__ = ["load"]
+
+Arrays = dict[str, npt.NDArray[np.generic]]
 
 
 def load(
     model: ModelRef, *, threads: int | None = None, signature_key: str | None = None
-) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """A call from arrays by name to arrays by name, on the CPU."""
-    import onnxruntime
+) -> Callable[[Arrays], Arrays]:
+    """A function that answers one call with ``InferenceSession.run`` alone, on the CPU.
 
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads or 0
-    session = onnxruntime.InferenceSession(
-        model.data or str(model.file), settings, providers=["CPUExecutionProvider"]
-    )
+    Args:
+        model: A model whose file has its usual suffix, or the bytes of an ONNX model.
+        threads: Threads of one operator; ``None`` means the CPUs that this process may use.
+        signature_key: Not used: ONNX models have one signature.
+    """
+    del signature_key
+    ort = onnxruntime()
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads or usable_cpus()
+    source = str(model.file) if model.data is None else model.data
+    session = ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
+
+    def call(inputs: Arrays) -> Arrays:
+        return dict(zip(names, session.run(None, inputs), strict=True))
+
+    return call

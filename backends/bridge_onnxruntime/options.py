@@ -4,59 +4,80 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bridge import Options, option
 from bridge.errors import OptionError
-from bridge.options import Options, option
 
 __all__ = ["OnnxruntimeOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxruntimeOptions(Options):
-    """Settings of one session; the runtime's own names are in each help text."""
+    """Settings of one session; each help text ends with the runtime's own word for it."""
 
     threads: int | None = option(
         None,
-        help="Threads inside an operator (intra_op_num_threads); none: the CPUs this "
-        "process may use, by affinity and cgroup quota.",
-        minimum=1,
-        maximum=1024,
-    )
-    inter_threads: int | None = option(
-        None,
-        help="Threads across operators (inter_op_num_threads), used with "
-        "execution_mode=parallel only.",
+        help="Threads that one operator may use, the caller's among them; none means the CPUs "
+        "that this process may use (intra_op_num_threads).",
         minimum=1,
         maximum=1024,
     )
     execution_mode: str = option(
         "sequential",
-        help="Run independent operators one after the other, or side by side.",
+        help="Whether operators that do not need each other run one after another or side by "
+        "side (execution_mode).",
         choices=("sequential", "parallel"),
+    )
+    inter_threads: int | None = option(
+        None,
+        help="Operators that run side by side with execution_mode=parallel; none means the "
+        "CPUs that this process may use (inter_op_num_threads).",
+        minimum=1,
+        maximum=1024,
     )
     graph_optimization: str = option(
         "all",
-        help="How far the graph is rewritten on loading.",
-        choices=("disable", "basic", "extended", "layout", "all"),
+        help="How much the graph is rewritten on loading (graph_optimization_level).",
+        choices=("disable", "basic", "extended", "all"),
     )
     arena: bool = option(True, help="Keep freed CPU memory for later calls (enable_cpu_mem_arena).")
     memory_pattern: bool = option(
-        True, help="Plan memory from the shapes of the first call (enable_mem_pattern)."
+        True,
+        help="Allocate the memory of a call at once, as earlier calls of the same shapes "
+        "needed it (enable_mem_pattern).",
     )
     spinning: bool = option(
         True,
-        help="Idle threads spin before they sleep: faster single calls, slower neighbours.",
+        help="Idle threads wait actively: quicker calls, at the cost of others who need the "
+        "same cores (session.intra_op.allow_spinning).",
+    )
+    denormals_as_zero: bool = option(
+        False,
+        help="Numbers below the smallest normal float count as zero, which some models "
+        "(audio) need for speed (session.set_denormal_as_zero).",
     )
     provider: str | None = option(
         None,
-        help="Execution provider on CUDA devices; none: cuda.",
+        help="What executes on a CUDA device; none means cuda. TensorRT may compute float32 "
+        "in TF32, which only the environment variable NVIDIA_TF32_OVERRIDE=0 prevents.",
         choices=("cuda", "tensorrt"),
+    )
+    cpu_nodes: bool = option(
+        False,
+        help="On a CUDA device, accept that operators run on the CPU where the provider has "
+        "none of its own or finds that quicker; otherwise such a model is refused.",
+    )
+    warnings: bool = option(
+        False,
+        help="Also log ONNX Runtime's warnings about a model while it loads; those during "
+        "calls are then printed to stderr (log_severity_level).",
     )
 
     def check(self) -> None:
-        """Raises ``OptionError`` for settings that do nothing together."""
+        """Raises ``OptionError`` for inter_threads without parallel execution."""
         if self.inter_threads is not None and self.execution_mode != "parallel":
             raise OptionError(
-                "inter_threads does nothing with execution_mode=sequential.",
+                f"inter_threads={self.inter_threads} has no effect with "
+                f"execution_mode={self.execution_mode}.",
                 fix="Set execution_mode=parallel, or leave inter_threads out.",
                 option="inter_threads",
             )

@@ -12,5 +12,5 @@ __all__ = ["register_backends"]
 
 @bridge.hookimpl
 def register_backends(register: Callable[[bridge.Backend], None]) -> None:
-    """Registers ``onnxruntime``."""
+    """Registers the backend ``onnxruntime``."""
     register(OnnxruntimeBackend())

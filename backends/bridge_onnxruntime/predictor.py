@@ -1,78 +1,145 @@
-"""A session behind the predictor interface, and its bound calls."""
+"""A session behind the predictor interface.
+
+``InferenceSession.run`` checks names again, in Python, and lists the outputs anew on each
+call; the C session below it is called directly. What else the wrapper does is not wanted
+here: it tries another provider when one fails, and guards WebGPU's graph capture. Should
+a later onnxruntime hide the C session, the public methods serve, more slowly.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from bridge.binding import Bound
+from bridge import Bound, Layout, Predictor, PredictorInfo, Signature
 from bridge.check import Arrays
+from bridge.device import CPU
 from bridge.dtypes import DType
-from bridge.predictor import Predictor, PredictorInfo
-from bridge.signature import Signature
+from bridge.errors import InputError, UnsupportedModel
+from bridge_onnxruntime.binding import SessionBound
+from bridge_onnxruntime.runtime import onnxruntime
+from bridge_onnxruntime.session import SILENT
+from bridge_onnxruntime.tensors import ONNX_CODES, VALUE_ONLY, owned_array
 
-__all__ = ["OnnxruntimePredictor"]
+__all__ = ["OnnxruntimePredictor", "make_predictor", "run_of"]
 
 
 class OnnxruntimePredictor(Predictor):
-    """Calls the C session below ``InferenceSession.run``.
+    """For tensors of numpy's own numeric types; calls run side by side.
 
-    The Python wrapper checks names again and builds the list of outputs on every call;
-    its retry on another provider is switched off on loading, since it would be a silent
-    fallback.
+    onnxruntime copies strided arrays itself, but takes misaligned ones as they are, and
+    then its sums differ in the last digits (seen with ReduceSum): the bridge copies both.
     """
+
+    layout = Layout.CONTIGUOUS
 
     def __init__(self, session: Any, signature: Signature, info: PredictorInfo) -> None:
         super().__init__(signature, info)
         self._session = session
-        self._run = session._sess.run
-        self._all = signature.output_names
-        self._names = list(self._all)
+        # Made once: without it, each call makes one. It is only ever read.
+        self._run_options = onnxruntime().RunOptions()
+        self._run_options.log_severity_level = SILENT
+        self._run = run_of(session)
+        self._bounds: weakref.WeakSet[SessionBound] = weakref.WeakSet()
 
     def _predict(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Arrays:
-        names = self._names if outputs is self._all else list(outputs)
-        return dict(zip(names, self._run(names, inputs, None), strict=True))
+        return dict(zip(outputs, self._run(outputs, inputs, self._run_options), strict=True))
 
     def _close(self) -> None:
+        for bound in self._bounds:
+            bound.release()
         del self._run, self._session
 
     def _bind(self, inputs: Arrays) -> Bound:
         specs = (*self.signature.inputs, *self.signature.outputs)
-        if any(spec.dtype is DType.STRING for spec in specs) or self.info.device.kind != "cpu":
+        # Strings have no memory that could be shared; memory of a device is not the caller's.
+        if self.info.device != CPU or any(spec.dtype is DType.STRING for spec in specs):
             return Bound(self, inputs)
-        return _SessionBound(self, inputs)
+        bound = SessionBound(self, inputs, self._session, self._run_options)
+        self._bounds.add(bound)
+        return bound
 
 
-class _SessionBound(Bound):
-    """IO binding over the caller's buffers, everything bound before the call."""
+class _TextPredictor(OnnxruntimePredictor):
+    """For models with strings; onnxruntime would take ``b"a"`` for the text ``b'a'``."""
 
-    def __init__(self, predictor: OnnxruntimePredictor, inputs: Arrays) -> None:
-        super().__init__(predictor, inputs)
-        self._session = predictor._session
-        self._output_names = predictor.signature.output_names
-        self._bind_buffers()
+    def __init__(self, session: Any, signature: Signature, info: PredictorInfo) -> None:
+        super().__init__(session, signature, info)
+        self._texts = [spec.name for spec in signature.inputs if spec.dtype is DType.STRING]
 
-    def _run(self) -> None:
-        self._native_run(self._binding, None)
+    def _predict(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Arrays:
+        return super()._predict(self._decoded(inputs), outputs)
 
-    def _bind_buffers(self) -> None:
-        # The first run tells the shapes of the outputs; from then on they are bound too.
-        first = self._session.run(list(self._output_names), self.inputs)
-        self.outputs = dict(zip(self._output_names, map(np.array, first), strict=True))
-        import onnxruntime
+    def _decoded(self, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        decoded = {
+            name: _text(name, inputs[name])
+            for name in self._texts
+            if name in inputs and any(isinstance(item, bytes) for item in inputs[name].flat)
+        }
+        return {**inputs, **decoded} if decoded else inputs
 
-        binding = self._session.io_binding()
-        self._held = []
-        for name, array in self.inputs.items():
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
-            self._held.append(value)
-            binding.bind_ortvalue_input(name, value)
-        for name, array in self.outputs.items():
-            value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
-            self._held.append(value)
-            binding.bind_ortvalue_output(name, value)
-        self._held.append(binding)
-        self._binding = binding._iobinding
-        self._native_run = self._session._sess.run_with_iobinding
+
+class _ValuePredictor(OnnxruntimePredictor):
+    """For models with bfloat16 or float8 tensors, which pass as ``OrtValue`` only."""
+
+    def __init__(self, session: Any, signature: Signature, info: PredictorInfo) -> None:
+        super().__init__(session, signature, info)
+        self._types = {spec.name: spec.dtype for spec in signature.outputs if spec.dtype}
+        self._codes = {spec.name: ONNX_CODES[spec.dtype] for spec in signature.inputs if spec.dtype}
+
+    def _predict(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Arrays:
+        make = onnxruntime().OrtValue.ortvalue_from_numpy_with_onnx_type
+        values = {name: make(array, self._codes[name]) for name, array in inputs.items()}
+        results = self._session.run_with_ort_values(outputs, values, self._run_options)
+        return {
+            name: owned_array(value, self._types[name])
+            for name, value in zip(outputs, results, strict=True)
+        }
+
+
+def make_predictor(session: Any, signature: Signature, info: PredictorInfo) -> OnnxruntimePredictor:
+    """The predictor for the types of a signature.
+
+    Raises:
+        UnsupportedModel: Strings are mixed with types that numpy does not have.
+    """
+    inputs = {spec.dtype for spec in signature.inputs}
+    types = inputs | {spec.dtype for spec in signature.outputs}
+    kind = OnnxruntimePredictor
+    if types & VALUE_ONLY and DType.STRING in types:
+        raise UnsupportedModel(
+            "the model has strings and bfloat16 or float8 tensors; onnxruntime's Python API "
+            "passes the first in arrays only, the others in OrtValues only.",
+            fix="Cast one of them inside the model.",
+        )
+    if types & VALUE_ONLY:
+        kind = _ValuePredictor
+    elif DType.STRING in inputs:
+        kind = _TextPredictor
+    return kind(session, signature, info)
+
+
+def run_of(session: Any) -> Callable[..., list[npt.NDArray[Any]]]:
+    """``run(output_names, inputs, run_options)`` of the C session, or else of the public one."""
+    run: Callable[..., list[npt.NDArray[Any]]] = getattr(
+        getattr(session, "_sess", None), "run", session.run
+    )
+    return run
+
+
+def _text(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    texts = np.empty(array.shape, object)
+    try:
+        for index, item in np.ndenumerate(array):
+            texts[index] = item.decode() if isinstance(item, bytes) else item
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"input '{name}' holds bytes that are no UTF-8 text: {error}.",
+            fix="Decode them to str first; ONNX strings are UTF-8.",
+            input=name,
+        ) from error
+    return texts
