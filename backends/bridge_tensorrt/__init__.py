@@ -4,4 +4,9 @@ It serves the modules ``tensorrt`` (releases 10 and 11) and ``tensorrt_rtx``, wh
 one API. ``tensorrt_rtx`` parses ONNX and builds engines on machines without a GPU;
 running one needs a GPU. ``float32`` is computed in float32: networks are strongly typed
 and TF32 is off unless an option asks for it.
+
+Verified so far: parsing and building with tensorrt_rtx 1.7.1, without a GPU; that every
+name used exists in those bindings, and in the bindings of tensorrt 10.0.1, 10.16.1 and
+11.4.0; the order of calls on the run path, against a stand-in for the GPU. Not verified:
+anything on a real GPU, and anything that tensorrt itself builds.
 """

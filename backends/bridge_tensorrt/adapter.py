@@ -9,7 +9,6 @@ from typing import Any
 from bridge import Adapter, Availability, ErrorRule, ModelRef
 from bridge.errors import ConversionError
 from bridge_tensorrt import module
-from bridge_tensorrt.building import BuildFailed, build
 from bridge_tensorrt.options import EngineOptions
 
 __all__ = ["OnnxToEngine"]
@@ -28,6 +27,8 @@ class OnnxToEngine(Adapter):
         return next((one for one in found if one.installed), found[-1])
 
     def error_rules(self) -> tuple[ErrorRule, ...]:
+        from bridge_tensorrt.building import BuildFailed
+
         return (
             ErrorRule(
                 BuildFailed,
@@ -43,6 +44,8 @@ class OnnxToEngine(Adapter):
         )
 
     def _convert(self, model: ModelRef, target: Path, options: EngineOptions) -> Mapping[str, Any]:
+        from bridge_tensorrt.building import build
+
         trt = module.load(module.choose(options.module))
         built = build(trt, model, options)
         target.write_bytes(built.data)

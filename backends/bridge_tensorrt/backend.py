@@ -20,7 +20,6 @@ from bridge import (
     PredictorInfo,
     ThreadSafety,
 )
-from bridge.cache import default_cache
 from bridge.device import driver_devices
 from bridge.errors import (
     BackendUnavailable,
@@ -31,11 +30,10 @@ from bridge.errors import (
     PredictError,
 )
 from bridge_tensorrt import cuda, module
-from bridge_tensorrt.building import BuildFailed, build
-from bridge_tensorrt.engine import deserialise
-from bridge_tensorrt.execution import ExecutionFailed
 from bridge_tensorrt.options import TensorrtOptions
-from bridge_tensorrt.predictor import TensorrtPredictor
+
+# What only a load needs is imported by it: every process that uses any backend imports
+# this module.
 
 __all__ = ["TensorrtBackend"]
 
@@ -106,6 +104,9 @@ class TensorrtBackend(Backend):
         )
 
     def error_rules(self) -> tuple[ErrorRule, ...]:
+        from bridge_tensorrt.building import BuildFailed
+        from bridge_tensorrt.execution import ExecutionFailed
+
         return (
             ErrorRule(
                 cuda.CudaError,
@@ -152,6 +153,9 @@ class TensorrtBackend(Backend):
         return DeviceUnavailable(f"{reason}.", fix=fix, wanted=str(device))
 
     def _load(self, model: ModelRef, device: Device, options: TensorrtOptions) -> Predictor:
+        from bridge_tensorrt.engine import deserialise
+        from bridge_tensorrt.predictor import TensorrtPredictor
+
         if device.kind != "cuda":
             raise self.missing_device(device)
         cudart = cuda.runtime()
@@ -206,6 +210,8 @@ class TensorrtBackend(Backend):
 
     def _built(self, trt: Any, model: ModelRef, options: TensorrtOptions, gpu: list[str]) -> Path:
         """The cache's folder with the engine of an ONNX model for this GPU."""
+        from bridge.cache import default_cache
+        from bridge_tensorrt.building import build
 
         def write(folder: Path) -> None:
             built = build(trt, model, options)

@@ -271,7 +271,7 @@ def test_an_onnx_model_is_built_into_the_cache_once(
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), path)
     built: list[bytes] = []
     monkeypatch.setattr(
-        "bridge_tensorrt.backend.deserialise", lambda *args: _engine(built, trt, *args)
+        "bridge_tensorrt.engine.deserialise", lambda *args: _engine(built, trt, *args)
     )
     with bridge.load(path, backend="tensorrt", options={"batch": "1:2:8"}) as loaded:
         assert loaded.info.precision == "float32"
@@ -279,7 +279,7 @@ def test_an_onnx_model_is_built_into_the_cache_once(
         assert loaded.signature.input("x").shape == ("rows", 4)  # the name from the ONNX model
     folder = next((tmp_path / "cache" / "entries").iterdir()) / "files"
     assert (folder / "model.engine").read_bytes() == built[0]
-    monkeypatch.setattr("bridge_tensorrt.backend.build", None)
+    monkeypatch.setattr("bridge_tensorrt.building.build", None)
     with bridge.load(path, backend="tensorrt", options={"batch": "1:2:8"}):
         assert built[1] == built[0]  # from the cache: nothing can be built any more
     # What the bridge has built itself needs no trust; a changed byte ends that.
