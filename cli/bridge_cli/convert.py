@@ -83,7 +83,7 @@ def convert(
             "adapter": chosen.name,
             "written": f"{out} ({to}, {units.size(size_bytes)})",
             "took": units.duration(convert_s),
-            **{key.replace("_", " "): _text(value) for key, value in made.items()},
+            **{key.replace("_", " "): _text(value) or "-" for key, value in made.items()},
         }
     )
 
@@ -143,10 +143,15 @@ def _size_bytes(path: Path) -> int:
     return path.stat().st_size
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, *, is_inner: bool = False) -> str:
     """A fact on one line, whatever JSON type it is of."""
+    if isinstance(value, dict) and value.keys() == {"inputs", "outputs"}:
+        from bridge.signature import Signature
+
+        return str(Signature.from_dict(value))
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(item)}" for key, item in value.items()) or "-"
+        return ", ".join(f"{key} {_text(item, is_inner=True)}" for key, item in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(_text(item) for item in value) or "-"
+        text = ", ".join(_text(item, is_inner=True) for item in value)
+        return f"({text})" if is_inner else text
     return f"{value:.4g}" if isinstance(value, float) else str(value)

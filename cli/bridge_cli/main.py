@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from bridge_cli import exit_codes
 
-__all__ = ["run"]
+__all__ = ["close_output", "run"]
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
@@ -22,7 +22,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return exit_codes.INTERRUPTED
     except BrokenPipeError:
-        return _closed_output()
+        close_output()
+        return exit_codes.CLOSED_OUTPUT
     except Exception:  # noqa: BLE001 - shown whole; the status says that it is our fault
         import traceback
 
@@ -62,9 +63,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     return status
 
 
-def _closed_output() -> int:
+def close_output() -> None:
     """Points the output at nothing, so that the interpreter's last flush cannot fail."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, sys.stdout.fileno())
     os.close(nothing)
-    return exit_codes.CLOSED_OUTPUT

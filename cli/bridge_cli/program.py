@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import traceback
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from bridge_cli import cache, compare, convert, doctor, exit_codes, inspect, options, run
+from bridge_cli.main import close_output
 
 __all__ = ["Program", "app", "own_names"]
 
@@ -44,15 +46,28 @@ class Program(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise typer.Exit(exit_codes.INTERRUPTED) from None
+        except BrokenPipeError:
+            close_output()
+            raise typer.Exit(exit_codes.CLOSED_OUTPUT) from None
         except Exception as error:
             from bridge.errors import BridgeError
 
-            if not isinstance(error, BridgeError) or os.environ.get("BRIDGE_TRACEBACK") == "1":
+            if not isinstance(error, BridgeError):
                 raise
             from bridge_cli.render import print_error
 
+            if os.environ.get("BRIDGE_TRACEBACK") == "1":
+                traceback.print_exc()
             print_error(error)
             raise typer.Exit(exit_codes.of(error)) from None
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Reads the words before the command; may print help or the version."""
+        try:
+            return super().parse_args(ctx, args)
+        except BrokenPipeError:
+            close_output()
+            raise typer.Exit(exit_codes.CLOSED_OUTPUT) from None
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names of all commands, ours first."""
