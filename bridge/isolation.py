@@ -173,18 +173,23 @@ class Worker:
             answer, results = message.read(process.stdout)
         except (OSError, EOFError) as error:
             if is_late.is_set():
-                raise PredictTimeout(
-                    f"the worker did not answer '{fields['do']}' within {timeout_s:g} s.",
-                    fix="Give it more time, or look at what the runtime does meanwhile.",
-                    timeout_s=timeout_s,
-                    log=self._log_tail(),
-                ) from None
+                raise self._late(fields["do"], timeout_s) from None
             raise self._died() from error
         finally:
             watchdog.cancel()
+        if is_late.is_set():  # it answered while it was being ended
+            raise self._late(fields["do"], timeout_s)
         if "error" in answer:
             raise message.error_from(answer["error"])
         return answer, results
+
+    def _late(self, request: str, timeout_s: float) -> PredictTimeout:
+        return PredictTimeout(
+            f"the worker did not answer '{request}' within {timeout_s:g} s.",
+            fix="Give it more time, or look at what the runtime does meanwhile.",
+            timeout_s=timeout_s,
+            log=self._log_tail(),
+        )
 
     def _died(self) -> WorkerDied:
         try:
@@ -206,8 +211,8 @@ class Worker:
     def _end(self) -> None:
         process = self._process
         if process.poll() is None:
-            process.send_signal(signal.SIGCONT)
             process.terminate()
+            process.send_signal(signal.SIGCONT)  # a stopped process does not end otherwise
             try:
                 process.wait(timeout=_GRACE_S)
             except subprocess.TimeoutExpired:
