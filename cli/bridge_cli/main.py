@@ -39,7 +39,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         import rich  # noqa: F401 - asked for here, so that no command fails half-way
-        import typer.main
+        import typer
     except ModuleNotFoundError as error:
         if error.name not in ("typer", "rich"):
             raise

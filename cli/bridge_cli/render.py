@@ -162,7 +162,7 @@ class Progress:
 
     def _show(self, text: str) -> None:
         try:
-            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            width = os.get_terminal_size(sys.stderr.fileno()).columns or 80
         except OSError:
             width = 80
         self._write(clean(text)[: max(1, width - 1)])

@@ -13,7 +13,7 @@ def size(size_bytes: int | None) -> str:
         return _NONE
     value = float(size_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 999.5:
+        if value < 1023.5:
             return f"{_short(value)} {unit}"
         value /= 1024
     return f"{_short(value)} TiB"

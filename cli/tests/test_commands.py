@@ -211,7 +211,7 @@ def test_summary_of_odd_arrays() -> None:
     assert summary("a", np.array([True, False]))["first"] == [True, False]
     assert summary("a", np.array([1 + 2j]))["min"] is None
     assert summary("a", np.array([b"\xff", "x"], object))["first"] == ["\\xff", "x"]
-    for array in (np.array([np.nan, np.inf]), np.array([1 + 2j, np.nan]), np.array(True)):
+    for array in (np.array([np.nan, np.inf]), np.array([1 + 2j, np.nan]), np.zeros((), bool)):
         json.dumps(summary("a", array), allow_nan=False)
 
 
