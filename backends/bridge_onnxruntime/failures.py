@@ -71,8 +71,8 @@ _BY_TEXT: tuple[ErrorRule, ...] = (
     ),
     _rule(
         UnsupportedModel,
-        r"Fatal error: (?P<operator>\S+?)\(-?\d+\) is not a registered function/op",
-        "onnxruntime has no operator {operator}.",
+        r"Fatal error: (?P<domain>[^\s:]*):(?P<operator>[^\s(]+)\(-?\d+\) is not a registered",
+        "onnxruntime has no operator {domain}.{operator}.",
         "It belongs to a library of custom operators; "
         + _OTHER_BACKEND[0].lower()
         + _OTHER_BACKEND[1:],
@@ -126,8 +126,8 @@ _BY_TEXT: tuple[ErrorRule, ...] = (
     _rule(
         PredictError,
         r"Non-zero status code returned while running (?P<operator>\S+) node\. "
-        rf"Name:'(?P<node>[^']*)' Status Message: {_PLACE}(?P<why>[^\n]*\S)",
-        "the operator {operator} ('{node}') failed: {why}",
+        rf"Name:'(?P<node>[^']*)' Status Message: {_PLACE}(?P<why>[^\n]*[^\s.])",
+        "the operator {operator} ('{node}') failed: {why}.",
     ),
     _rule(
         InvalidModel,

@@ -60,8 +60,9 @@ def what_runs(
     settings = session.get_session_options()
     details: dict[str, Any] = {
         "providers": running,
-        "execution_mode": settings.execution_mode.name.removeprefix("ORT_").lower(),
-        "graph_optimization": settings.graph_optimization_level.name.removeprefix("ORT_").lower(),
+        # The enums' names begin with ORT_.
+        "execution_mode": settings.execution_mode.name[4:].lower(),
+        "graph_optimization": settings.graph_optimization_level.name[4:].lower(),
     }
     if details["execution_mode"] == "parallel":
         details["inter_threads"] = settings.inter_op_num_threads

@@ -12,5 +12,5 @@ __all__ = ["register_backends"]
 
 @bridge.hookimpl
 def register_backends(register: Callable[[bridge.Backend], None]) -> None:
-    """Registers ``reference``."""
+    """Registers the backend ``reference``."""
     register(ReferenceBackend())
