@@ -19,7 +19,9 @@ from bridge_cli.profile import (
     Set,
     Shapes,
     SignatureText,
+    advise,
     make_profile,
+    pairs,
     read_signature,
 )
 
@@ -101,8 +103,6 @@ def compare(
     Each arm, one model on one backend, has a process of its own. They take turns, in
     random order, so that the machine's ups and downs fall on all alike.
     """
-    from bridge_cli.profile import pairs
-
     profile = make_profile(
         rows=rows,
         batch_dim=batch_dim,
@@ -136,6 +136,9 @@ def compare(
             seed=seed,
             progress=tell,
         )
+    for arm in found.arms:
+        if inputs is None and arm.error is not None:
+            advise(arm.error)
     if as_json:
         print_json(found.to_dict())
     else:

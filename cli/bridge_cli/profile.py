@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from bridge.errors import BridgeError
     from bridge.signature import Signature
     from bridge_bench.profile import InputProfile
 
@@ -24,6 +25,7 @@ __all__ = [
     "Set",
     "Shapes",
     "SignatureText",
+    "advise",
     "make_profile",
     "pairs",
     "read_signature",
@@ -109,6 +111,17 @@ def make_profile(
         highest_id=highest_id,
         seed=seed,
     )
+
+
+def advise(error: BridgeError) -> None:
+    """Gives an error of a call with made-up inputs a fix, if it has none of its own."""
+    from bridge.errors import PredictError
+
+    if isinstance(error, PredictError) and error.fix is None:
+        error.fix = (
+            "The inputs were made up: if the model wants others, such as smaller ids, say so "
+            "with --highest-id, --shape, --dim or --set, or pass real ones with --inputs."
+        )
 
 
 def pairs(texts: Sequence[str] | None, option: str, example: str) -> dict[str, str]:

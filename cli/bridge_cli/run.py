@@ -18,12 +18,16 @@ from bridge_cli.profile import (
     Set,
     Shapes,
     SignatureText,
+    advise,
     make_profile,
     read_signature,
 )
 
 if TYPE_CHECKING:
+    from bridge.check import Arrays
     from bridge.predictor import PredictorInfo
+    from bridge.signature import Signature
+    from bridge_bench.profile import InputProfile
 
 __all__ = ["run"]
 
@@ -92,6 +96,7 @@ def run(
         _check_target(out, force=force)
 
     import bridge
+    from bridge.errors import PredictError
     from bridge_bench.profile import read_inputs
     from bridge_cli.arrays import summary, write_npz
     from bridge_cli.render import Progress, print_json
@@ -109,10 +114,15 @@ def run(
             if inputs is not None:
                 given = read_inputs(inputs, predictor.signature)
             else:
-                given = profile.make(predictor.signature)
+                given = _make(profile, predictor.signature)
             tell(f"predicting with {predictor.info.backend}")
             started = perf_counter()
-            results = predictor.predict(given, outputs)
+            try:
+                results = predictor.predict(given, outputs)
+            except PredictError as error:
+                if inputs is None:
+                    advise(error)
+                raise
             call_s = perf_counter() - started
             info = predictor.info
     notes = [] if out is None else write_npz(out, results)
@@ -131,6 +141,17 @@ def run(
         print_json(document)
     else:
         _show(info, document)
+
+
+def _make(profile: InputProfile, signature: Signature) -> Arrays:
+    from bridge.errors import InputError
+
+    try:
+        return profile.make(signature)
+    except InputError as error:
+        if any(spec.dtype is None or spec.shape is None for spec in signature.required):
+            error.fix = "State the signature with --signature FILE.json, or pass inputs: --inputs."
+        raise
 
 
 def _check_target(out: Path, *, force: bool) -> None:

@@ -41,7 +41,7 @@ def spec(name):
         )
     return bridge.Signature(
         (
-            bridge.TensorSpec("x", F32, ("n", 3)),
+            bridge.TensorSpec("x", None if name == "open" else F32, ("n", 3)),
             bridge.TensorSpec("sr", I64, (), has_default=name != "full"),
             bridge.TensorSpec("words", TEXT, ("n", "t"), has_default=name != "full"),
         ),
@@ -85,6 +85,8 @@ class Player(bridge.Predictor):
             x = x + np.float32(0.01)
         if self.backend == "fails":
             raise PredictError("it forgot its lines.", fix="Rehearse.")
+        if self.backend == "stumbles":
+            raise IndexError("8 is out of range")
         if self.backend == "slow":
             Path(os.environ["SLOW_PID"]).write_text(str(os.getpid()))
             time.sleep(60)
@@ -160,7 +162,8 @@ class Turn(bridge.Adapter):
 
 @bridge.hookimpl
 def register_backends(register):
-    for name in ("exact", "off", "odd", "fails", "slow", "refuses", "absent", "unable"):
+    names = "exact off odd fails stumbles slow refuses absent unable"
+    for name in names.split():
         register(Backend(name))
 
 

@@ -350,3 +350,24 @@ def test_cache_that_cannot_be_used(bridge: Any, tmp_path: Path) -> None:
     found = bridge("cache", "ls", BRIDGE_CACHE_SIZE="plenty")
     assert found.code == 7
     assert "BRIDGE_CACHE_SIZE" in found.err
+
+
+def test_a_call_that_fails_on_made_up_inputs_says_how_to_make_others(
+    bridge: Any, model: Any, tmp_path: Path
+) -> None:
+    path = model()
+    assert "--highest-id" in bridge("run", path, "--backend", "stumbles").err
+    np.save(tmp_path / "in.npy", np.zeros((1, 3), np.float32))
+    real = bridge("run", path, "--backend", "stumbles", "--inputs", tmp_path / "in.npy")
+    assert real.code == 7
+    assert "--highest-id" not in real.err
+    compared = bridge("compare", path, "--backend", "stumbles", "--json").document("compare")
+    assert "--highest-id" in compared["arms"][0]["error"]["fix"]
+    own = bridge("compare", path, "--backend", "fails", "--json").document("compare")
+    assert own["arms"][0]["error"]["fix"] == "Rehearse."
+
+
+def test_an_open_signature_asks_for_a_whole_one(bridge: Any, model: Any) -> None:
+    found = bridge("run", model("open"))
+    assert found.code == 5
+    assert "--signature FILE.json" in found.err
