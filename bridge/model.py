@@ -93,6 +93,15 @@ class ModelFacts:
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def tells_inputs(self) -> bool:
+        """Whether there is a signature, with dtype and rank of every input."""
+        return bool(self.signatures) and not any(
+            spec.dtype is None or spec.shape is None
+            for signature in self.signatures.values()
+            for spec in signature.inputs
+        )
+
 
 class Format:
     """One kind of model on disk (or in memory); subclass and register it with a hook.

@@ -167,10 +167,10 @@ class _Running:
     arm: Arm
     worker: Worker
     outputs: list[Arrays]
-    first_s: float
+    call_s: float = 0.0
+    calls_per_turn: int = 1
     slices: list[float] = field(default_factory=list)
     durations: list[Any] = field(default_factory=list)
-    calls_per_turn: int = 1
 
 
 def compare(
@@ -198,7 +198,7 @@ def compare(
         backends: Names to try; ``None`` means all that are installed and capable.
         profile: How to make inputs; ignored where ``samples`` are given.
         samples: One set of real inputs, named as the reference names them.
-        signature: As for ``bridge.load``.
+        signature: A signature key, or a whole signature for those models that hold none.
         options: Options by backend name.
         output_map: Outputs of the reference -> outputs of the others, where names differ.
         trust: As for ``bridge.load``.
@@ -212,7 +212,14 @@ def compare(
         BackendNotFound: A name in ``backends`` is unknown.
     """
     tell = progress or (lambda _: None)
-    found = [open_model(model, signature=signature, trust=trust) for model in models]
+    key = signature if isinstance(signature, str) else None
+    found = [open_model(model, signature=key, trust=trust) for model in models]
+    # A whole signature is for the models that hold none; the others refuse it.
+    declared = {
+        model.file: signature
+        for model in found
+        if isinstance(signature, Signature) and not model.facts.tells_inputs
+    }
     arms = _plan(found, backends)
     rows = profile.rows if profile is not None else 1
     comparison = Comparison(arms=arms, tolerance=tolerance, rounds=rounds, rows=rows)
@@ -229,7 +236,7 @@ def compare(
                     arm.model,
                     backend=arm.backend,
                     options=(options or {}).get(arm.backend),
-                    signature=signature,
+                    signature=declared.get(arm.model, key),
                     trust=trust,
                 )
                 arm.info, arm.load_s = worker.info, worker.load_s
@@ -237,7 +244,7 @@ def compare(
                     inputs = _inputs(worker.signature, profile or InputProfile(), samples)
                     arm.is_reference = True
                 reference = running[0] if running else None
-                running.append(_start(arm, worker, inputs, reference, output_map))
+                running.append(_start(arm, worker, inputs, reference, output_map, rounds))
                 worker.pause()
             except BridgeError as error:
                 arm.error = error
@@ -295,6 +302,7 @@ def _start(
     inputs: list[Arrays],
     reference: _Running | None,
     output_map: Mapping[str, str] | None,
+    rounds: int,
 ) -> _Running:
     """First call, agreement with the reference, warm-up, and the number of calls a turn."""
     ours = {name: name for name in inputs[0]}
@@ -310,14 +318,15 @@ def _start(
         names = match_outputs(
             reference.worker.signature, worker.signature, base[0], results, output_map
         )
+    arm.agreement = _worst(base, outputs, names)
+    if not rounds:
+        return _Running(arm, worker, outputs)
     for one in renamed:
         worker.keep_inputs(one)
     warm = worker.measure(WARMUP_CALLS, timeout_s=120.0)
     call_s = max(float(warm.min()) / 1e9, 1e-7)
-    arm.agreement = _worst(base, outputs, names)
-    started = _Running(arm, worker, outputs, call_s)
-    started.calls_per_turn = max(1, min(MAX_CALLS, round(SLICE_S / call_s)))
-    return started
+    calls = max(1, min(MAX_CALLS, round(SLICE_S / call_s)))
+    return _Running(arm, worker, outputs, call_s, calls)
 
 
 def _worst(
@@ -340,7 +349,7 @@ def _race(running: Sequence[_Running], rounds: int, order: random.Random, tell: 
         turn = [
             one
             for one in running
-            if one.arm.error is None and (one.first_s < SLOW_CALL_S or round_ < SLOW_ROUNDS)
+            if one.arm.error is None and (one.call_s < SLOW_CALL_S or round_ < SLOW_ROUNDS)
         ]
         order.shuffle(turn)
         tell(f"round {round_ + 1}/{rounds}")
