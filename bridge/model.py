@@ -372,7 +372,8 @@ def _similar_files(path: Path) -> str:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:
         return f"There is no folder '{path.parent}' either."
-    return nearest(path.name, names) if len(names) < 1000 else "Check the path."
+    offered = nearest(path.name, names)
+    return offered if offered.startswith("Did you mean") else "Check the path."
 
 
 def _file_digest(path: Path) -> str:

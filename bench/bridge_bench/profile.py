@@ -90,7 +90,7 @@ class InputProfile:
                 input=spec.name,
             )
         if spec.name in self.constants:
-            return np.full(shape, self.constants[spec.name]).astype(kind.numpy)
+            return self._constant(spec, kind, shape)
         if kind is DType.STRING:
             return np.array(_WORDS, object)[generator.integers(0, len(_WORDS), shape)].reshape(
                 shape
@@ -106,6 +106,17 @@ class InputProfile:
         if kind in (DType.COMPLEX64, DType.COMPLEX128):
             return (values + 1j * generator.standard_normal(shape)).astype(kind.numpy)
         return np.asarray(values, np.float32).astype(kind.numpy)
+
+    def _constant(self, spec: TensorSpec, kind: DType, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        value = self.constants[spec.name]
+        limits = np.iinfo(kind.numpy) if kind.is_integer else None
+        if limits is not None and not (value == int(value) and limits.min <= value <= limits.max):
+            raise InputError(
+                f"the constant {value} for input '{spec.name}' is no {kind}.",
+                fix=f"Give a whole number from {limits.min} to {limits.max}.",
+                input=spec.name,
+            )
+        return np.full(shape, value).astype(kind.numpy)
 
 
 def read_inputs(path: Path, signature: Signature) -> Arrays:

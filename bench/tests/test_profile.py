@@ -51,6 +51,9 @@ def test_integers_stay_below_the_highest_id() -> None:
 
 
 def test_shapes_and_constants_override() -> None:
+    for wrong in (1.5, 2.0**70):
+        with pytest.raises(InputError, match="is no int64"):
+            InputProfile(constants={"ids": wrong}).make(SIGNATURE)
     open_rank = Signature(
         (TensorSpec("x", DType.FLOAT32, None), TensorSpec("sr", DType.INT64, ())), ()
     )

@@ -347,7 +347,7 @@ def test_inputs_are_legal_skewed_and_repeatable(size: str) -> None:
         assert (ids.dtype, ids.shape) == (np.int64, (2000,))
         assert ids.min() == 0
         assert ids.max() < feature.vocabulary
-    assert set(batch["id_00"].tolist()) == {0, 1, 2, 3}
+    assert set(batch["id_00"].tolist()) == set(range(16))
     # Zipf with exponent 1: the first tenth of the ids takes most of the traffic.
     assert (batch["id_39"] < ranker.id_features[39].vocabulary / 10).mean() > 0.5
     assert batch["id_39"].max() > ranker.id_features[39].vocabulary / 2

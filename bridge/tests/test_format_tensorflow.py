@@ -17,9 +17,9 @@ from bridge.errors import (
     UnsupportedModel,
     UntrustedModel,
 )
+from bridge.formats.operators import allowed, refused
 from bridge.formats.tensorflow import SavedModel
 from bridge.formats.tensorflow.graph import read_meta_graphs
-from bridge.formats.tensorflow.operators import allowed, refused
 from bridge.formats.tensorflow.reach import keeps_state, reach
 from bridge.model import ModelRef
 from bridge.signature import TensorSpec
@@ -325,7 +325,7 @@ def test_what_reaches_beyond_the_model_is_refused(case: str, tmp_path: Path) -> 
     model = write(tmp_path / "m", REFUSED[case])
     with pytest.raises(UntrustedModel) as caught:
         model.format.check(model)
-    assert set(caught.value.detail["operators"]) <= refused()
+    assert set(caught.value.detail["operators"]) <= refused("tensorflow")
     trusted = ModelRef.open(tmp_path / "m", [SavedModel()], trust=True)
     trusted.format.check(trusted)
 
@@ -555,10 +555,12 @@ def test_linked_graph_file_and_links_inside(tmp_path: Path) -> None:
 
 
 def test_lists_of_operators() -> None:
-    assert not allowed() & refused()
+    assert not allowed("tensorflow") & refused("tensorflow")
     harmful = "PyFunc EagerPyFunc ReadFile WriteFile SaveV2 RestoreV2 TFRecordDataset RemoteCall"
-    assert set(harmful.split()) <= refused()
-    assert {"MatMul", "Relu", "ReadVariableOp", "LookupTableFindV2", "While"} <= allowed()
+    assert set(harmful.split()) <= refused("tensorflow")
+    assert {"MatMul", "Relu", "ReadVariableOp", "LookupTableFindV2", "While"} <= allowed(
+        "tensorflow"
+    )
 
 
 @pytest.mark.parametrize(

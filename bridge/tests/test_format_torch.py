@@ -15,9 +15,9 @@ import pytest
 
 import bridge
 from bridge.errors import InvalidModel, UnsupportedModel, UntrustedModel
+from bridge.formats.operators import allowed, refused
 from bridge.formats.torch.code import scan
 from bridge.formats.torch.graph import scan_graph
-from bridge.formats.torch.operators import allowed, refused
 from bridge.formats.torch.structure import ExportedTensor, named_leaves, program_signature
 from bridge.loading import open_model
 
@@ -441,12 +441,12 @@ def test_other_archives_are_not_taken_for_torch(tmp_path: Path) -> None:
 
 
 def test_the_lists_of_operators() -> None:
-    assert {"aten::add", "aten::conv2d", "aten::lstm", "prim::device"} <= allowed()
+    assert {"aten::add", "aten::conv2d", "aten::lstm", "prim::device"} <= allowed("torch")
     forbidden = {"aten::from_file", "aten::save", "aten::set_", "prim::Print", "prim::rpc_sync"}
-    assert not allowed() & forbidden
-    assert {"aten::from_file", "aten::save"} <= refused()
-    assert not allowed() & refused()
-    assert not any(name.endswith("_backward") for name in allowed())
+    assert not allowed("torch") & forbidden
+    assert {"aten::from_file", "aten::save"} <= refused("torch")
+    assert not allowed("torch") & refused("torch")
+    assert not any(name.endswith("_backward") for name in allowed("torch"))
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ def test_nothing_there_offers_what_is(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"x")
     with pytest.raises(ModelNotFound, match="Did you mean 'model.onnx'"):
         opened(tmp_path / "modle.onnx")
+    with pytest.raises(ModelNotFound, match="Check the path"):
+        opened(tmp_path / "zzzz")
     with pytest.raises(ModelNotFound, match="There is no folder"):
         opened(tmp_path / "nowhere" / "model.onnx")
     with pytest.raises(ModelNotFound):

@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 
+from bridge.formats.operators import allowed, refused
 from bridge.formats.tensorflow.graph import Attr, MetaGraph, Node
-from bridge.formats.tensorflow.operators import allowed, refused
 
 __all__ = ["Reached", "forbidden", "keeps_state", "reach"]
 
@@ -110,7 +110,7 @@ def forbidden(
     for item in reached:
         for name in _named(graph, item.node):
             callers.setdefault(name, []).append(item)
-    harmless, known = allowed(), refused()
+    harmless, known = allowed("tensorflow"), refused("tensorflow")
     for item in reached:
         op = item.node.op
         if op in harmless or (op in graph.functions and op not in known):

@@ -17,8 +17,8 @@ from bridge.errors import (
     UntrustedModel,
     nearest,
 )
+from bridge.formats.operators import refused
 from bridge.formats.tensorflow.graph import MetaGraph, read_meta_graphs, serving
-from bridge.formats.tensorflow.operators import refused
 from bridge.formats.tensorflow.reach import forbidden, reach
 from bridge.model import FileProbe, Format, ModelFacts, ModelRef
 from bridge.wire import WireError
@@ -148,7 +148,7 @@ class SavedModel(Format):
         }
         if not bad:
             return
-        known = refused()
+        known = refused("tensorflow")
         shown = ", ".join(f"'{op}'" for op in sorted(bad)[:8])
         if known.isdisjoint(bad):
             raise UnsupportedModel(

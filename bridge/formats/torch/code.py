@@ -19,7 +19,7 @@ import tokenize
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from bridge.formats.torch.operators import allowed, refused
+from bridge.formats.operators import allowed, refused
 
 __all__ = ["scan"]
 
@@ -143,14 +143,14 @@ class _File:
         elif root != "CONSTANTS":
             own = root == "self"
             for part in parts:
-                if f"aten::{part}" in refused() and not (own and part in self._defined):
+                if f"aten::{part}" in refused("torch") and not (own and part in self._defined):
                     yield f"it uses a member called '{part}', the name of a refused operator"
 
     def _operator(self, name: str) -> Iterator[str]:
         self._operators[name] += 1
-        if name in allowed():
+        if name in allowed("torch"):
             return
-        if name in refused():
+        if name in refused("torch"):
             yield f"it uses the operator {name}, which is not on the list of harmless ones"
         else:
             yield f"it uses the operator {name}, which is unknown here"
@@ -167,7 +167,7 @@ class _File:
         elif isinstance(called, ast.Attribute):
             if not self._is_dotted(called) and (
                 called.attr not in self._defined
-                and f"aten::{called.attr}" not in allowed()
+                and f"aten::{called.attr}" not in allowed("torch")
                 and not (called.attr.startswith("__") and called.attr.endswith("__"))
             ):
                 yield f"it calls a method '{called.attr}' that is defined nowhere"
@@ -181,7 +181,7 @@ class _File:
             yield "it looks up an attribute whose name is not written down"
         elif name not in self._defined:
             yield f"it looks up an attribute '{name}' that is defined nowhere"
-        elif f"aten::{name}" in refused():
+        elif f"aten::{name}" in refused("torch"):
             yield f"it looks up '{name}', the name of a refused operator"
 
     @staticmethod

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from bridge.formats.torch.operators import allowed
+from bridge.formats.operators import allowed
 
 __all__ = ["DICTS", "LISTS", "operator_counts", "scan_graph"]
 
@@ -120,7 +120,7 @@ def _judge(key: str, text: str) -> str | None:
     """What is wrong with a text under a key; ``None`` if nothing is."""
     if key in ("target", "as_operator"):
         operator = _operator(text)
-        fine = operator in allowed() or operator in _FUNCTIONS
+        fine = operator in allowed("torch") or operator in _FUNCTIONS
         # Specs use the same key for the attribute that a parameter comes from.
         fine = fine or (key == "target" and bool(_DOTTED.fullmatch(text)) and not _called(text))
         return None if fine else "it uses the operator"
