@@ -66,9 +66,8 @@ class OnnxruntimeBackend(Backend):
 
         Complex numbers are not among them: onnxruntime has no such tensors.
         """
-        is_known = device.kind in self.device_kinds
         return Capabilities(
-            formats=frozenset({"onnx", "ort"}) if is_known else frozenset(),
+            formats=frozenset({"onnx", "ort"}),
             dtypes=frozenset(ONNX_CODES),
             dynamic_dims=True,
             zero_rows=True,

@@ -45,7 +45,6 @@ class SessionBound(Bound):
         self._native: Any = native if is_direct else self._binding
         self._is_fixed = False  # the arrays of the outputs are bound
         self._may_fix = True
-        self._bind_freely()
 
     def release(self) -> None:
         """Lets go of the native objects; no call may follow."""
@@ -57,16 +56,17 @@ class SessionBound(Bound):
                 self._native_run(self._native, self._options)
             except RuntimeError:  # a run of a binding raises nothing else
                 # Either the outputs need other shapes now, or the call below fails as well.
-                self._bind_freely()
+                self._is_fixed = False
             else:
                 return
+        self._bind_freely()
         self._native_run(self._native, self._options)
         self._collect()
         if self._may_fix:
             self._fix()
 
     def _bind_freely(self) -> None:
-        self._is_fixed = False
+        """Lets onnxruntime allocate outputs; it would use those of the last run again."""
         self._binding.clear_binding_outputs()
         for name in self._types:
             self._binding.bind_output(name, "cpu")
@@ -103,7 +103,4 @@ class SessionBound(Bound):
                 for name, value in values
                 if self.outputs[name].size
             )
-        if self._may_fix:
-            self._is_fixed = True
-        else:
-            self._bind_freely()
+        self._is_fixed = self._may_fix

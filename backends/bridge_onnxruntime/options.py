@@ -50,11 +50,6 @@ class OnnxruntimeOptions(Options):
         help="Idle threads wait actively: quicker calls, at the cost of others who need the "
         "same cores (session.intra_op.allow_spinning).",
     )
-    denormals_as_zero: bool = option(
-        False,
-        help="Numbers below the smallest normal float count as zero, which some models "
-        "(audio) need for speed (session.set_denormal_as_zero).",
-    )
     provider: str | None = option(
         None,
         help="What executes on a CUDA device; none means cuda. TensorRT may compute float32 "

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import Any
 
 from bridge.cpus import usable_cpus
 from bridge.device import CPU, Device
-from bridge.errors import SilentFallback
+from bridge.errors import OptionError, SilentFallback
 from bridge.model import ModelRef
 from bridge_onnxruntime.options import OnnxruntimeOptions
 from bridge_onnxruntime.runtime import load_cuda_libraries, onnxruntime
@@ -27,8 +28,16 @@ def open_session(model: ModelRef, device: Device, options: OnnxruntimeOptions) -
     """An ``InferenceSession`` that never changes its provider by itself.
 
     Raises:
+        OptionError: The environment makes onnxruntime take its options from the model.
         Exception: Whatever onnxruntime raises; see ``failures``.
     """
+    if os.environ.get("ORT_LOAD_CONFIG_FROM_MODEL") == "1":
+        # onnxruntime 1.32 obeys it whatever the call says, and in place of the call's options.
+        raise OptionError(
+            "the environment variable ORT_LOAD_CONFIG_FROM_MODEL=1 lets a model replace the "
+            "options of its session.",
+            fix="Unset it, and pass options.",
+        )
     ort = onnxruntime()
     if device != CPU:
         load_cuda_libraries()
@@ -38,8 +47,6 @@ def open_session(model: ModelRef, device: Device, options: OnnxruntimeOptions) -
         providers=_providers(device, options),
         # Otherwise a provider that fails is replaced, with a message on stdout.
         enable_fallback=0,
-        # Whatever ORT_LOAD_CONFIG_FROM_MODEL says: a model does not set its own options.
-        read_config_from_model=0,
     )
     session.disable_fallback()
     if model.data is not None and hasattr(session, "_model_bytes"):
@@ -104,7 +111,6 @@ def _settings(ort: Any, model: ModelRef, device: Device, options: OnnxruntimeOpt
         "session.load_model_format": model.format.name.upper(),
         "session.intra_op.allow_spinning": str(int(options.spinning)),
         "session.inter_op.allow_spinning": str(int(options.spinning)),
-        "session.set_denormal_as_zero": str(int(options.denormals_as_zero)),
     }
     if device != CPU:
         entries["session.record_ep_graph_assignment_info"] = "1"

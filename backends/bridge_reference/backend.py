@@ -41,7 +41,7 @@ class ReferenceBackend(Backend):
     def capabilities(self, device: Device) -> Capabilities:
         """Every type that numpy and ``ml_dtypes`` have."""
         return Capabilities(
-            formats=frozenset({"onnx"}) if device.kind == "cpu" else frozenset(),
+            formats=frozenset({"onnx"}),
             dtypes=frozenset(DType),
             dynamic_dims=True,
             zero_rows=True,

@@ -45,7 +45,7 @@ class ReferencePredictor(Predictor):
                 raise
             raise PredictError(
                 f"the operator {node.op_type} ('{node.onnx_node.name}') failed: "
-                f"{type(error).__name__}: {error}.",
+                f"{type(error).__name__}: {str(error).rstrip('.')}.",
                 operator=node.op_type,
                 node=node.onnx_node.name,
                 native_error=str(error),
