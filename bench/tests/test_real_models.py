@@ -53,13 +53,10 @@ def test_basic_pitch_agrees_in_all_formats(rows: int) -> None:
     }
 
 
-@pytest.fixture(scope="module")
-def ranker(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return bridge_zoo.build("ranker", folder=tmp_path_factory.mktemp("ranker"))
-
-
-def test_the_ranker_agrees_in_all_formats(ranker: dict[str, Path]) -> None:
-    description = bridge_zoo.describe("ranker", "small")
+@pytest.mark.parametrize("size", bridge_zoo.SIZES)
+def test_the_ranker_agrees_in_all_formats(size: str, tmp_path: Path) -> None:
+    ranker = bridge_zoo.build("ranker", folder=tmp_path, size=size)
+    description = bridge_zoo.describe("ranker", size)
     samples: Arrays = dict(bridge_zoo.inputs(description, rows=33))
     # TorchScript holds no signature; the other formats' own say the same.
     declared = Signature(
