@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -242,6 +243,7 @@ def test_eight_threads_one_call_at_a_time() -> None:
         def run(self, *args: Any) -> Any:
             inside.append(None)
             most.append(len(inside))
+            time.sleep(0.001)  # gives others the chance to come in
             try:
                 return evaluator.run(*args)
             finally:
