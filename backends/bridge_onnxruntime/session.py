@@ -48,7 +48,6 @@ def open_session(model: ModelRef, device: Device, options: OnnxruntimeOptions) -
         # Otherwise a provider that fails is replaced, with a message on stdout.
         enable_fallback=0,
     )
-    session.disable_fallback()
     if model.data is not None and hasattr(session, "_model_bytes"):
         # The wrapper keeps a second copy of the model, to open it again with other providers.
         session._model_bytes = None

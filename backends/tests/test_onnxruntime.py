@@ -307,6 +307,11 @@ def test_a_provider_that_does_not_start_is_a_silent_fallback(
     assert (caught.value.device, caught.value.backend) == ("cuda:1", "onnxruntime")
 
 
+def test_sessions_never_change_their_provider() -> None:
+    # Else InferenceSession.run, which serves bfloat16, would retry on the CPU and print that.
+    assert load(add())._session._enable_fallback is False
+
+
 def test_nodes_on_the_cpu_are_a_silent_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     # The Azure provider, which every build has, computes no operator of this model.
     monkeypatch.setattr(OnnxruntimeBackend, "devices", lambda self: (bridge.CPU, CUDA))
