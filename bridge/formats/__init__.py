@@ -1,7 +1,11 @@
-"""The model formats that the bridge knows by itself, one module per family.
+"""The model formats that the bridge knows by itself, one package per family.
 
 Each recognises its files by content, tells what the bytes say without any runtime, and
 refuses what would run code or leave the model's folder. Plugins may register more.
+
+In a family, one module holds one format or a few that are alike, and ``graph.py`` reads
+the largest part of the bytes. What families share is here: ``containment.py`` for the
+files that a model names, ``operators.py`` for the lists of harmless operators.
 """
 
 from __future__ import annotations

@@ -15,10 +15,11 @@ from xml.parsers import expat
 from bridge.dtypes import DType
 from bridge.signature import Dim, Signature, TensorSpec, dim
 
-__all__ = ["Constant", "Contents", "GraphError", "read_graph"]
+__all__ = ["ELEMENT_TYPES", "Constant", "Contents", "GraphError", "read_graph"]
 
 _MAX_DEPTH = 500
-_TYPES = {
+# OpenVINO's names, in files and in its Python API alike.
+ELEMENT_TYPES = {
     "boolean": DType.BOOL,
     "i8": DType.INT8,
     "i16": DType.INT16,
@@ -264,7 +265,7 @@ class _Reader:
             if not name:
                 raise GraphError(f"its {side}s have no unique names")
             taken.add(name)
-            dtype = _TYPES.get(layer.element_type)
+            dtype = ELEMENT_TYPES.get(layer.element_type)
             if dtype is None:
                 self.contents.notes.append(
                     f"{side} '{name}' is of element type {layer.element_type or 'unknown'}, for "

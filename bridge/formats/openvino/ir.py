@@ -1,4 +1,4 @@
-"""OpenVINO IR, and TensorFlow Lite files, which OpenVINO reads here."""
+"""OpenVINO IR: an ``.xml`` graph, and the ``.bin`` of weights beside it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import re
 from pathlib import Path
 
 from bridge.errors import InvalidModel, UnsupportedModel
-from bridge.formats import tflite_graph
 from bridge.formats.containment import NamedFile, named_file
-from bridge.formats.openvino_graph import Contents, GraphError, read_graph
+from bridge.formats.openvino.graph import Contents, GraphError, read_graph
 from bridge.model import FileProbe, Format, ModelFacts, ModelRef
-from bridge.wire import opened
 
-__all__ = ["OpenvinoIr", "TfLite"]
+__all__ = ["OpenvinoIr"]
 
 _XML_LIMIT_BYTES = 1 << 28
 _NUMBER = re.compile(r"[0-9]{1,19}")
@@ -66,34 +64,6 @@ class OpenvinoIr(Format):
                 model=model.name,
             )
         _weights(model, contents)
-
-
-class TfLite(Format):
-    """A TensorFlow Lite flatbuffer; its operators are not counted."""
-
-    name = "tflite"
-    title = "TensorFlow Lite"
-    native_backend = "openvino"
-    suffixes = (".tflite",)
-
-    def sniff(self, file: FileProbe) -> bool:
-        return file.head[4:8] == b"TFL3"
-
-    def files(self, model: ModelRef) -> tuple[Path, ...]:
-        main = model.file
-        return (main, *_external_files(model, _flatbuffer(model)))
-
-    def describe(self, model: ModelRef) -> ModelFacts:
-        contents = _flatbuffer(model)
-        versions = {"schema": str(contents.version)}
-        if contents.description:
-            versions["producer"] = contents.description[:200]
-        return ModelFacts(
-            signatures=contents.signatures, versions=versions, notes=tuple(contents.notes)
-        )
-
-    def check(self, model: ModelRef) -> None:
-        _external_files(model, _flatbuffer(model))
 
 
 def _root_is_net(head: bytes) -> bool:
@@ -176,24 +146,3 @@ def _weights(model: ModelRef, contents: Contents) -> NamedFile | None:
             model=model.name,
         )
     return found
-
-
-def _flatbuffer(model: ModelRef) -> tflite_graph.Contents:
-    source = model.data if model.data is not None else model.file
-    with opened(source) as root:
-        data = root.view()
-        try:
-            return tflite_graph.read_flatbuffer(data)
-        except tflite_graph.FlatbufferError as error:
-            raise InvalidModel(
-                f"the {TfLite.title} file {model.name} is truncated or corrupt: {error}.",
-                fix="Export or copy it again.",
-                model=model.name,
-            ) from error
-        finally:
-            data.release()
-
-
-def _external_files(model: ModelRef, contents: tflite_graph.Contents) -> list[Path]:
-    names = sorted(set(contents.external_files))
-    return [named_file(model, name, "a group of buffers").path for name in names]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bridge.errors import InvalidModel, UntrustedModel
 from bridge.formats.containment import NamedFile, named_file, outside
-from bridge.formats.onnx_graph import Contents, StoredTensor, read_model
+from bridge.formats.onnx.graph import Contents, StoredTensor, read_model
 from bridge.model import FileProbe, Format, ModelFacts, ModelRef
 from bridge.wire import LENGTH, VARINT, Span, WireError, opened
 
