@@ -13,23 +13,16 @@ from typing import Any
 
 from bridge import DType, ModelRef, Signature, TensorSpec
 from bridge.errors import UnsupportedModel, nearest
+from bridge.formats.openvino.graph import ELEMENT_TYPES
 
 __all__ = ["Port", "Ports", "find_ports"]
 
+# Without those that its Python API does not exchange safely; of strings, see
+# ``OpenvinoBackend.capabilities``.
 _DTYPES = {
-    "boolean": DType.BOOL,
-    "i8": DType.INT8,
-    "i16": DType.INT16,
-    "i32": DType.INT32,
-    "i64": DType.INT64,
-    "u8": DType.UINT8,
-    "u16": DType.UINT16,
-    "u32": DType.UINT32,
-    "u64": DType.UINT64,
-    "bf16": DType.BFLOAT16,
-    "f16": DType.FLOAT16,
-    "f32": DType.FLOAT32,
-    "f64": DType.FLOAT64,
+    name: dtype
+    for name, dtype in ELEMENT_TYPES.items()
+    if name not in {"f8e4m3", "f8e5m2", "string"}
 }
 _DEFAULT_KEY = "serving_default"
 
