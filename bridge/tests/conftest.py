@@ -1,4 +1,4 @@
-"""A backend without a runtime, for the tests of the core."""
+"""A backend without a runtime, and a cache with something to build, for the tests of the core."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import bridge
+from bridge.cache import Cache
 from bridge.check import Arrays
 from bridge.registry import Registry
 
@@ -166,3 +167,45 @@ def tiny_inputs() -> dict[str, np.ndarray[Any, Any]]:
         "x": np.arange(8, dtype=np.float32).reshape(2, 4),
         "ids": np.array([1, 2], np.int64),
     }
+
+
+class Builder:
+    """Builds a file, a folder with a file and an empty folder, and counts."""
+
+    def __init__(self, content: bytes = b"content") -> None:
+        self.content = content
+        self.folders: list[Path] = []
+
+    def __call__(self, folder: Path) -> None:
+        assert list(folder.iterdir()) == []
+        self.folders.append(folder)
+        (folder / "model.bin").write_bytes(self.content)
+        (folder / "variables").mkdir()
+        (folder / "variables" / "data").write_bytes(b"data")
+        (folder / "assets").mkdir()
+
+    @property
+    def count(self) -> int:
+        return len(self.folders)
+
+    @staticmethod
+    def read(folder: Path) -> bytes:
+        """The content that was built; everything else has to be there too."""
+        assert (folder / "variables" / "data").read_bytes() == b"data"
+        assert (folder / "assets").is_dir()
+        return (folder / "model.bin").read_bytes()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+@pytest.fixture
+def builder() -> type[Builder]:
+    return Builder
+
+
+@pytest.fixture
+def build() -> Builder:
+    return Builder()

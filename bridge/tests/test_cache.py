@@ -21,44 +21,8 @@ from bridge.errors import CacheError
 PARTS = {"model": "ab12", "versions": {"onnxruntime": "1.32.0"}, "threads": 2}
 
 
-class Builder:
-    """Builds a file and a folder with a file, and counts."""
-
-    def __init__(self, content: bytes = b"content") -> None:
-        self.content = content
-        self.folders: list[Path] = []
-
-    def __call__(self, folder: Path) -> None:
-        assert list(folder.iterdir()) == []
-        self.folders.append(folder)
-        (folder / "model.bin").write_bytes(self.content)
-        (folder / "variables").mkdir()
-        (folder / "variables" / "data").write_bytes(b"data")
-        (folder / "assets").mkdir()
-
-    @property
-    def count(self) -> int:
-        return len(self.folders)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "cache")
-
-
-@pytest.fixture
-def build() -> Builder:
-    return Builder()
-
-
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-
-
-def content(folder: Path) -> bytes:
-    assert (folder / "variables" / "data").read_bytes() == b"data"
-    assert (folder / "assets").is_dir()
-    return (folder / "model.bin").read_bytes()
 
 
 def leftovers(cache: Cache) -> list[Path]:
@@ -107,7 +71,7 @@ def test_key_changes_with_every_part(kind: str, parts: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "kind", ["", "..", "../x", "a/b", "/etc", "A", "a b", "a\n", "a\0", "x" * 65, ".hidden", "-a"]
 )
-def test_kind_must_be_a_name(kind: str, cache: Cache, build: Builder) -> None:
+def test_kind_must_be_a_name(kind: str, cache: Cache, build: Any) -> None:
     with pytest.raises(CacheError, match="is not a name"):
         cache.entry(kind, PARTS, build)
     assert build.count == 0
@@ -131,7 +95,7 @@ def test_parts_that_contain_themselves_are_refused() -> None:
         Cache.key("engine", {"part": endless})
 
 
-def test_hostile_parts_stay_inside_the_root(cache: Cache, build: Builder, tmp_path: Path) -> None:
+def test_hostile_parts_stay_inside_the_root(cache: Cache, build: Any, tmp_path: Path) -> None:
     found = cache.entry("engine", {"../../x": "/etc/passwd", "\udcff\0": "é\n"}, build)
     assert found.is_relative_to(cache.root)
     assert [item.name for item in tmp_path.iterdir()] == ["cache"]
@@ -144,26 +108,26 @@ def test_hostile_parts_stay_inside_the_root(cache: Cache, build: Builder, tmp_pa
 
 @pytest.mark.parametrize("executable", [False, True])
 def test_builds_once(
-    cache: Cache, build: Builder, executable: bool, caplog: pytest.LogCaptureFixture
+    cache: Cache, build: Any, executable: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = cache.entry("engine", PARTS, build, executable=executable)
     again = Cache(cache.root).entry("engine", PARTS, build, executable=executable)
     assert first == again
     assert first.is_relative_to(cache.root)
-    assert content(first) == b"content"
+    assert build.read(first) == b"content"
     assert build.count == 1
     assert build.folders[0] != first
     assert warnings(caplog) == []
     assert leftovers(cache) == []
 
 
-def test_other_parts_are_another_entry(cache: Cache) -> None:
-    one = cache.entry("engine", {"n": 1}, Builder(b"one"))
-    two = cache.entry("engine", {"n": 2}, Builder(b"two"))
-    assert (content(one), content(two)) == (b"one", b"two")
+def test_other_parts_are_another_entry(cache: Cache, builder: Any) -> None:
+    one = cache.entry("engine", {"n": 1}, builder(b"one"))
+    two = cache.entry("engine", {"n": 2}, builder(b"two"))
+    assert (builder.read(one), builder.read(two)) == (b"one", b"two")
 
 
-def test_everything_is_private_whatever_the_umask(cache: Cache, build: Builder) -> None:
+def test_everything_is_private_whatever_the_umask(cache: Cache, build: Any) -> None:
     before = os.umask(0)
     try:
         folder = cache.entry("engine", PARTS, build)
@@ -185,7 +149,7 @@ def test_programs_stay_programs(cache: Cache) -> None:
     assert stat.S_IMODE((found / "tool").stat().st_mode) == 0o700
 
 
-def test_error_of_build_is_raised_and_nothing_kept(cache: Cache, build: Builder) -> None:
+def test_error_of_build_is_raised_and_nothing_kept(cache: Cache, build: Any) -> None:
     def failing(folder: Path) -> None:
         (folder / "half").write_bytes(b"x")
         raise FileNotFoundError(errno.ENOENT, "no such operator")
@@ -194,10 +158,10 @@ def test_error_of_build_is_raised_and_nothing_kept(cache: Cache, build: Builder)
         cache.entry("engine", PARTS, failing)
     assert leftovers(cache) == []
     assert cache.ls() == ()
-    assert content(cache.entry("engine", PARTS, build)) == b"content"
+    assert build.read(cache.entry("engine", PARTS, build)) == b"content"
 
 
-def test_interrupted_build_leaves_nothing(cache: Cache, build: Builder) -> None:
+def test_interrupted_build_leaves_nothing(cache: Cache, build: Any) -> None:
     def interrupted(folder: Path) -> None:
         raise KeyboardInterrupt
 
@@ -235,16 +199,16 @@ def test_odd_results_are_refused(
         assert leftovers(cache) == []
 
 
-def test_entries_can_nest(cache: Cache, build: Builder) -> None:
+def test_entries_can_nest(cache: Cache, build: Any) -> None:
     def outer(folder: Path) -> None:
         inner = cache.entry("conversion", PARTS, build)
-        (folder / "copy").write_bytes(content(inner))
+        (folder / "copy").write_bytes(build.read(inner))
 
     assert (cache.entry("engine", PARTS, outer) / "copy").read_bytes() == b"content"
     assert len(cache.ls()) == 2
 
 
-def test_no_descriptor_leaks(cache: Cache, build: Builder) -> None:
+def test_no_descriptor_leaks(cache: Cache, build: Any) -> None:
     def failing(folder: Path) -> None:
         raise ValueError("no")
 
@@ -266,24 +230,24 @@ def test_no_descriptor_leaks(cache: Cache, build: Builder) -> None:
 # The size bound
 
 
-def test_least_recently_used_goes_first(cache: Cache) -> None:
+def test_least_recently_used_goes_first(cache: Cache, builder: Any) -> None:
     small = Cache(cache.root, max_bytes=350)
     for number in range(3):
-        small.entry("engine", {"n": number}, Builder(b"x" * 100))
+        small.entry("engine", {"n": number}, builder(b"x" * 100))
         age(small, {"n": number}, 100 - number)
-    small.entry("engine", {"n": 0}, Builder())  # a hit: now the last used
-    small.entry("engine", {"n": 3}, Builder(b"x" * 100))
+    small.entry("engine", {"n": 0}, builder())  # a hit: now the last used
+    small.entry("engine", {"n": 3}, builder(b"x" * 100))
     assert [entry.parts["n"] for entry in small.ls()] == [3, 0, 2]
     assert sum(entry.size_bytes for entry in small.ls()) == 312
-    again = Builder(b"x" * 100)
+    again = builder(b"x" * 100)
     small.entry("engine", {"n": 1}, again)
     assert again.count == 1
 
 
-def test_removal_leaves_nothing_behind(cache: Cache) -> None:
+def test_removal_leaves_nothing_behind(cache: Cache, builder: Any) -> None:
     small = Cache(cache.root, max_bytes=150)
     for number in range(5):
-        small.entry("engine", {"n": number}, Builder(b"x" * 100))
+        small.entry("engine", {"n": number}, builder(b"x" * 100))
     assert len(small.ls()) == 1
     assert leftovers(small) == []
     assert len(list((small.root / "locks").iterdir())) == 1
@@ -291,20 +255,20 @@ def test_removal_leaves_nothing_behind(cache: Cache) -> None:
 
 @pytest.mark.parametrize("max_bytes", [0, 10])
 def test_entry_above_the_bound_is_returned_and_not_kept(
-    tmp_path: Path, max_bytes: int, build: Builder, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, max_bytes: int, build: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = Cache(tmp_path / "cache", max_bytes=max_bytes)
     found = cache.entry("engine", PARTS, build)
-    assert content(found) == b"content"
+    assert build.read(found) == b"content"
     assert cache.ls() == ()
     assert len(warnings(caplog)) == 1
     assert "BRIDGE_CACHE_SIZE" in warnings(caplog)[0]
     cache.entry("engine", {"n": 1}, build)  # tidies up, but not what a living process uses
-    assert content(found) == b"content"
+    assert build.read(found) == b"content"
 
 
 def test_folder_that_cannot_be_tidied_costs_a_warning(
-    cache: Cache, build: Builder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cache: Cache, build: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def failing(parent: Path) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -316,7 +280,7 @@ def test_folder_that_cannot_be_tidied_costs_a_warning(
     assert "cannot be tidied" in warnings(caplog)[0]
 
 
-def test_what_dead_processes_left_is_cleared(cache: Cache, build: Builder) -> None:
+def test_what_dead_processes_left_is_cleared(cache: Cache, build: Any) -> None:
     cache.entry("engine", PARTS, build)
     tmp = cache.root / "tmp"
     dead, hold = staging.begin(tmp)
@@ -342,7 +306,7 @@ def test_ls_of_no_cache_makes_none(cache: Cache) -> None:
     assert not cache.root.exists()
 
 
-def test_ls_tells_what_is_there(cache: Cache, build: Builder) -> None:
+def test_ls_tells_what_is_there(cache: Cache, build: Any) -> None:
     before = time.time()
     path = cache.entry("engine", PARTS, build, executable=True)
     (entry,) = cache.ls()
@@ -354,7 +318,7 @@ def test_ls_tells_what_is_there(cache: Cache, build: Builder) -> None:
     assert before - 1 <= entry.used_s <= time.time() + 1
 
 
-def test_ls_ignores_what_is_no_entry(cache: Cache, build: Builder) -> None:
+def test_ls_ignores_what_is_no_entry(cache: Cache, build: Any) -> None:
     cache.entry("engine", PARTS, build)
     (cache.root / "entries" / "notes.txt").write_bytes(b"x")
     (cache.root / "entries" / ("A" * 64)).mkdir()
@@ -363,7 +327,7 @@ def test_ls_ignores_what_is_no_entry(cache: Cache, build: Builder) -> None:
     assert (cache.root / "entries" / "notes.txt").exists()
 
 
-def test_rm_by_key_and_by_its_beginning(cache: Cache, build: Builder) -> None:
+def test_rm_by_key_and_by_its_beginning(cache: Cache, build: Any) -> None:
     for number in range(4):
         cache.entry("engine", {"n": number}, build)
     keys = [cache.key("engine", {"n": number}) for number in range(4)]
@@ -375,7 +339,7 @@ def test_rm_by_key_and_by_its_beginning(cache: Cache, build: Builder) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "..", "../../x", "/etc", "0" * 64, "*"])
-def test_rm_of_an_unknown_key(cache: Cache, build: Builder, key: str) -> None:
+def test_rm_of_an_unknown_key(cache: Cache, build: Any, key: str) -> None:
     cache.entry("engine", PARTS, build)
     with pytest.raises(CacheError, match="cache keys") as caught:
         cache.rm([key])
@@ -383,7 +347,7 @@ def test_rm_of_an_unknown_key(cache: Cache, build: Builder, key: str) -> None:
     assert len(cache.ls()) == 1
 
 
-def test_rm_of_a_beginning_that_fits_two(cache: Cache, build: Builder) -> None:
+def test_rm_of_a_beginning_that_fits_two(cache: Cache, build: Any) -> None:
     for number in range(17):  # 16 first digits: two keys share one
         cache.entry("engine", {"n": number}, build)
     first = [entry.key[0] for entry in cache.ls()]
@@ -393,7 +357,7 @@ def test_rm_of_a_beginning_that_fits_two(cache: Cache, build: Builder) -> None:
     assert len(cache.ls()) == 17
 
 
-def test_rm_leaves_what_is_being_built(cache: Cache, build: Builder) -> None:
+def test_rm_leaves_what_is_being_built(cache: Cache, build: Any) -> None:
     cache.entry("engine", PARTS, build)
     lock = locks.lock(cache.root / "locks" / cache.key("engine", PARTS), wait=False)
     assert lock is not None
@@ -402,7 +366,7 @@ def test_rm_leaves_what_is_being_built(cache: Cache, build: Builder) -> None:
     assert len(cache.rm()) == 1
 
 
-def test_entry_of_tells_own_files_from_others(cache: Cache, build: Builder, tmp_path: Path) -> None:
+def test_entry_of_tells_own_files_from_others(cache: Cache, build: Any, tmp_path: Path) -> None:
     folder = cache.entry("engine", PARTS, build)
     stranger = tmp_path / "model.bin"
     stranger.write_bytes(b"content")

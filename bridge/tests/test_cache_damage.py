@@ -18,44 +18,8 @@ from bridge.cache import Cache
 PARTS = {"model": "ab12", "versions": {"onnxruntime": "1.32.0"}, "threads": 2}
 
 
-class Builder:
-    """Builds a file and a folder with a file, and counts."""
-
-    def __init__(self, content: bytes = b"content") -> None:
-        self.content = content
-        self.folders: list[Path] = []
-
-    def __call__(self, folder: Path) -> None:
-        assert list(folder.iterdir()) == []
-        self.folders.append(folder)
-        (folder / "model.bin").write_bytes(self.content)
-        (folder / "variables").mkdir()
-        (folder / "variables" / "data").write_bytes(b"data")
-        (folder / "assets").mkdir()
-
-    @property
-    def count(self) -> int:
-        return len(self.folders)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "cache")
-
-
-@pytest.fixture
-def build() -> Builder:
-    return Builder()
-
-
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-
-
-def content(folder: Path) -> bytes:
-    assert (folder / "variables" / "data").read_bytes() == b"data"
-    assert (folder / "assets").is_dir()
-    return (folder / "model.bin").read_bytes()
 
 
 def age(cache: Cache, parts: dict[str, Any], seconds: float) -> None:
@@ -166,7 +130,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 def test_damaged_entry_is_a_miss_with_one_warning(
     cache: Cache,
-    build: Builder,
+    build: Any,
     damage: Callable[[Path], object],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -177,7 +141,7 @@ def test_damaged_entry_is_a_miss_with_one_warning(
     assert len(cache.ls()) == 1
     found = cache.entry("engine", PARTS, build)
     assert build.count == 2
-    assert content(found) == b"content"
+    assert build.read(found) == b"content"
     assert not found.is_symlink()
     assert len(warnings(caplog)) == 1
     assert "is built again" in warnings(caplog)[0]
@@ -189,7 +153,7 @@ def test_damaged_entry_is_a_miss_with_one_warning(
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 def test_damaged_entry_can_be_removed(
-    cache: Cache, build: Builder, damage: Callable[[Path], object]
+    cache: Cache, build: Any, damage: Callable[[Path], object]
 ) -> None:
     cache.entry("engine", PARTS, build)
     damage(entry_folder(cache))
@@ -199,20 +163,20 @@ def test_damaged_entry_can_be_removed(
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
 def test_damaged_entry_does_not_stop_the_size_bound(
-    cache: Cache, build: Builder, damage: Callable[[Path], object]
+    cache: Cache, build: Any, damage: Callable[[Path], object]
 ) -> None:
     cache.entry("engine", PARTS, build)
     damage(entry_folder(cache))
     age(cache, PARTS, 0) if entry_folder(cache).exists() else None
     small = Cache(cache.root, max_bytes=11)
     found = small.entry("engine", {"n": 1}, build)
-    assert content(found) == b"content"
+    assert build.read(found) == b"content"
     total = sum(entry.size_bytes for entry in small.ls())
     assert total <= 11
 
 
 def test_change_that_keeps_size_and_time_is_found_for_executables_and_by_verify(
-    cache: Cache, build: Builder, caplog: pytest.LogCaptureFixture
+    cache: Cache, build: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     for kind, executable in (("ir", False), ("engine", True)):
         model = cache.entry(kind, PARTS, build, executable=executable) / "model.bin"
@@ -226,28 +190,26 @@ def test_change_that_keeps_size_and_time_is_found_for_executables_and_by_verify(
     assert len(warnings(caplog)) == 1
 
 
-def test_asking_for_an_executable_reads_what_was_not_built_as_one(
-    cache: Cache, build: Builder
-) -> None:
+def test_asking_for_an_executable_reads_what_was_not_built_as_one(cache: Cache, build: Any) -> None:
     model = cache.entry("engine", PARTS, build) / "model.bin"
     same_times(model, garbage(model, b"CONTENT"))
     cache.entry("engine", PARTS, build, executable=True)
     assert build.count == 2
 
 
-def test_copied_cache_still_hits(cache: Cache, build: Builder, tmp_path: Path) -> None:
+def test_copied_cache_still_hits(cache: Cache, build: Any, tmp_path: Path) -> None:
     folder = cache.entry("engine", PARTS, build)
     for path in (folder / "model.bin", folder / "variables/data"):
         os.utime(path, (1, 1))  # other times, same content
     cache.root.rename(tmp_path / "moved")
-    assert content(Cache(tmp_path / "moved").entry("engine", PARTS, build)) == b"content"
+    assert build.read(Cache(tmp_path / "moved").entry("engine", PARTS, build)) == b"content"
     assert build.count == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 @pytest.mark.parametrize("name", ["", "files", "files/model.bin", "manifest.json", "lock"])
 def test_entry_of_another_user_is_a_miss(
-    cache: Cache, build: Builder, name: str, caplog: pytest.LogCaptureFixture
+    cache: Cache, build: Any, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache.entry("engine", PARTS, build)
     os.chown(entry_folder(cache) / name, 12345, -1)

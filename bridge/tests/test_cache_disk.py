@@ -18,44 +18,8 @@ from bridge.errors import CacheError
 PARTS = {"model": "ab12", "versions": {"onnxruntime": "1.32.0"}, "threads": 2}
 
 
-class Builder:
-    """Builds a file and a folder with a file, and counts."""
-
-    def __init__(self, content: bytes = b"content") -> None:
-        self.content = content
-        self.folders: list[Path] = []
-
-    def __call__(self, folder: Path) -> None:
-        assert list(folder.iterdir()) == []
-        self.folders.append(folder)
-        (folder / "model.bin").write_bytes(self.content)
-        (folder / "variables").mkdir()
-        (folder / "variables" / "data").write_bytes(b"data")
-        (folder / "assets").mkdir()
-
-    @property
-    def count(self) -> int:
-        return len(self.folders)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Cache:
-    return Cache(tmp_path / "cache")
-
-
-@pytest.fixture
-def build() -> Builder:
-    return Builder()
-
-
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-
-
-def content(folder: Path) -> bytes:
-    assert (folder / "variables" / "data").read_bytes() == b"data"
-    assert (folder / "assets").is_dir()
-    return (folder / "model.bin").read_bytes()
 
 
 def leftovers(cache: Cache) -> list[Path]:
@@ -66,10 +30,10 @@ def leftovers(cache: Cache) -> list[Path]:
 
 
 def assert_uncached(
-    cache: Cache, build: Builder, caplog: pytest.LogCaptureFixture, reason: str
+    cache: Cache, build: Any, caplog: pytest.LogCaptureFixture, reason: str
 ) -> None:
     found = cache.entry("engine", PARTS, build)
-    assert content(found) == b"content"
+    assert build.read(found) == b"content"
     assert not found.is_relative_to(cache.root)
     assert len(warnings(caplog)) == 1, warnings(caplog)
     assert reason in warnings(caplog)[0]
@@ -78,7 +42,7 @@ def assert_uncached(
 @pytest.mark.parametrize("name", ["", "entries", "locks", "tmp"])
 @pytest.mark.parametrize("mode", [0o777, 0o722, 0o720, 0o1777])
 def test_folder_writable_by_others(
-    cache: Cache, build: Builder, name: str, mode: int, caplog: pytest.LogCaptureFixture
+    cache: Cache, build: Any, name: str, mode: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache.entry("engine", PARTS, build)
     (cache.root / name).chmod(mode)
@@ -93,7 +57,7 @@ def test_folder_writable_by_others(
 
 def test_root_of_another_user(
     cache: Cache,
-    build: Builder,
+    build: Any,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -105,7 +69,7 @@ def test_root_of_another_user(
 
 @pytest.mark.parametrize("name", ["entries", "locks", "tmp"])
 def test_linked_folder(
-    cache: Cache, build: Builder, name: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    cache: Cache, build: Any, name: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     cache.entry("engine", PARTS, build)
     (cache.root / name).rename(tmp_path / "elsewhere")
@@ -113,7 +77,7 @@ def test_linked_folder(
     assert_uncached(cache, build, caplog, "is not safe")
 
 
-def test_root_may_be_a_link_of_its_user(tmp_path: Path, build: Builder) -> None:
+def test_root_may_be_a_link_of_its_user(tmp_path: Path, build: Any) -> None:
     (tmp_path / "disk").mkdir(0o700)
     (tmp_path / "cache").symlink_to(tmp_path / "disk")
     cache = Cache(tmp_path / "cache")
@@ -125,7 +89,7 @@ def test_root_may_be_a_link_of_its_user(tmp_path: Path, build: Builder) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give links away")
 def test_root_must_not_be_a_link_of_another_user(
-    tmp_path: Path, build: Builder, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, build: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "disk").mkdir(0o700)
     (tmp_path / "cache").symlink_to(tmp_path / "disk")
@@ -135,7 +99,7 @@ def test_root_must_not_be_a_link_of_another_user(
 
 @pytest.mark.parametrize("make", ["file", "dangling"])
 def test_root_that_is_no_folder(
-    tmp_path: Path, build: Builder, make: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, build: Any, make: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     if make == "file":
         (tmp_path / "cache").write_bytes(b"")
@@ -171,7 +135,7 @@ def refuse(
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO])
 def test_unwritable_root(
     cache: Cache,
-    build: Builder,
+    build: Any,
     number: int,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -183,7 +147,7 @@ def test_unwritable_root(
 
 def test_read_only_cache_serves_hits_and_builds_the_rest_elsewhere(
     cache: Cache,
-    build: Builder,
+    build: Any,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -220,7 +184,7 @@ STEPS = {
 @pytest.mark.parametrize(("name", "nth"), STEPS.values(), ids=STEPS.keys())
 def test_disk_error_at_each_step(
     cache: Cache,
-    build: Builder,
+    build: Any,
     name: str,
     nth: int,
     number: int,
@@ -249,7 +213,7 @@ def test_disk_error_at_each_step(
 
 
 def test_disk_error_while_the_manifest_is_written(
-    cache: Cache, build: Builder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cache: Cache, build: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     real = Path.open
 
@@ -268,7 +232,7 @@ def test_disk_error_while_the_manifest_is_written(
 
 @pytest.mark.parametrize("is_wrapped", [False, True])
 def test_disk_full_inside_build(
-    cache: Cache, build: Builder, is_wrapped: bool, caplog: pytest.LogCaptureFixture
+    cache: Cache, build: Any, is_wrapped: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full(folder: Path) -> None:
         (folder / "half").write_bytes(b"x")
@@ -283,7 +247,7 @@ def test_disk_full_inside_build(
         build(folder)
 
     found = cache.entry("engine", PARTS, full)
-    assert content(found) == b"content"
+    assert build.read(found) == b"content"
     assert not found.is_relative_to(cache.root)
     assert len(warnings(caplog)) == 1
     assert "No space left" in warnings(caplog)[0]
@@ -291,7 +255,7 @@ def test_disk_full_inside_build(
 
 
 def test_neither_cache_nor_temporary_folder(
-    tmp_path: Path, build: Builder, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, build: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
@@ -316,9 +280,7 @@ def test_failed_uncached_build_leaves_no_temporary_folder(
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_rm_that_fails_says_so(
-    cache: Cache, build: Builder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rm_that_fails_says_so(cache: Cache, build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.entry("engine", PARTS, build)
     refuse(monkeypatch, cache.root, errno.EROFS)
     with pytest.raises(CacheError, match="cannot be removed: Read-only") as caught:
