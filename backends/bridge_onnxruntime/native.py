@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +19,16 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 def load(
     model: ModelRef, *, threads: int | None = None, signature_key: str | None = None
-) -> Callable[[Arrays], Arrays]:
-    """A function that answers one call with ``InferenceSession.run`` alone, on the CPU.
+) -> tuple[Callable[[Arrays], Any], Callable[[Any], Arrays]]:
+    """``InferenceSession.run`` alone, on the CPU, and what names its results.
 
     Args:
         model: A model whose file has its usual suffix, or the bytes of an ONNX model.
         threads: Threads of one operator; ``None`` means the CPUs that this process may use.
         signature_key: Not used: ONNX models have one signature.
+
+    Returns:
+        The call, and what turns its result into arrays by name.
     """
     del signature_key
     ort = onnxruntime()
@@ -34,7 +38,7 @@ def load(
     session = ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
-    def call(inputs: Arrays) -> Arrays:
-        return dict(zip(names, session.run(None, inputs), strict=True))
-
-    return call
+    return (
+        lambda inputs: session.run(None, inputs),
+        lambda results: dict(zip(names, results, strict=True)),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,8 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 def load(
     model: ModelRef, *, threads: int | None = None, signature_key: str | None = None
-) -> Callable[[Arrays], Arrays]:
-    """A function that answers one call with OpenVINO alone, in float32 on the CPU.
+) -> tuple[Callable[[Arrays], Any], Callable[[Any], Arrays]]:
+    """OpenVINO's own call, in float32 on the CPU, and what names its results.
 
     It does what OpenVINO's own examples do: ``infer`` with a dict, which copies inputs
     and outputs. Not for several threads.
@@ -29,6 +30,9 @@ def load(
         model: A model whose file has its usual suffix, or the bytes of an ONNX model.
         threads: Threads to use; ``None`` means the CPUs that this process may use.
         signature_key: ``serving_default`` or ``None``: OpenVINO offers no choice.
+
+    Returns:
+        The call, and what turns its result into arrays by name.
 
     Raises:
         UnsupportedModel: Another signature was asked for.
@@ -45,7 +49,4 @@ def load(
     request = core.compile_model(network, "CPU", config).create_infer_request()
     names = [next(iter(port.names)) for port in network.outputs]
 
-    def call(inputs: Arrays) -> Arrays:
-        return dict(zip(names, request.infer(inputs).values(), strict=True))
-
-    return call
+    return request.infer, lambda results: dict(zip(names, results.values(), strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +17,16 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 def load(
     model: ModelRef, *, threads: int | None = None, signature_key: str | None = None
-) -> Callable[[Arrays], Arrays]:
-    """A function that answers one call with ``ReferenceEvaluator.run`` alone.
+) -> tuple[Callable[[Arrays], Any], Callable[[Any], Arrays]]:
+    """``ReferenceEvaluator.run`` alone, and what names its results.
 
     Args:
         model: A model whose file has its usual suffix, or the bytes of an ONNX model.
         threads: Not used: numpy decides on its threads.
         signature_key: Not used: ONNX models have one signature.
+
+    Returns:
+        The call, and what turns its result into arrays by name.
     """
     del threads, signature_key
     from onnx.reference import ReferenceEvaluator
@@ -30,7 +34,7 @@ def load(
     evaluator = ReferenceEvaluator(str(model.file) if model.data is None else model.data)
     names = evaluator.output_names
 
-    def call(inputs: Arrays) -> Arrays:
-        return dict(zip(names, evaluator.run(None, inputs), strict=True))
-
-    return call
+    return (
+        lambda inputs: evaluator.run(None, inputs),
+        lambda results: dict(zip(names, results, strict=True)),
+    )

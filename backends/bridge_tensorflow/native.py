@@ -16,14 +16,17 @@ _Arrays = dict[str, npt.NDArray[Any]]
 
 def load(
     model: ModelRef, *, threads: int | None = None, signature_key: str | None = None
-) -> Callable[[_Arrays], _Arrays]:
-    """Loads a SavedModel as TensorFlow's guide shows it, and returns its signature's call.
+) -> tuple[Callable[[_Arrays], Any], Callable[[Any], _Arrays]]:
+    """The signature's call of a SavedModel, loaded as TensorFlow's guide shows it.
 
     Args:
         model: A SavedModel.
         threads: Threads for each operator, for the whole process: TensorFlow's eager
             runtime knows no other way, and refuses it once it has started.
         signature_key: Which signature; ``None`` means the model's, or the default.
+
+    Returns:
+        The call, and what turns its result into arrays by name.
 
     Source: "Using the SavedModel format", tensorflow.org/guide/saved_model.
     """
@@ -39,4 +42,4 @@ def load(
         tensors = {name: tf.constant(value) for name, value in inputs.items()}
         return {name: value.numpy() for name, value in call(**tensors).items()}
 
-    return predict
+    return predict, dict

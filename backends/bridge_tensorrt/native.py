@@ -29,8 +29,8 @@ def load(
     *,
     threads: int | None = None,
     signature_key: str | None = None,
-) -> Callable[[Arrays], Arrays]:
-    """A function that answers one call with TensorRT alone, on the current device.
+) -> tuple[Callable[[Arrays], Any], Callable[[Any], Arrays]]:
+    """TensorRT's own call, on the current device.
 
     It does what NVIDIA's own samples do: a device buffer for each tensor, copies from and
     to pageable memory, one stream. Not for several threads, nor for outputs whose shape
@@ -40,6 +40,9 @@ def load(
         model: An ONNX model, built with the default options, or an engine.
         threads: Ignored: the work is done by the device.
         signature_key: Ignored: there is one signature.
+
+    Returns:
+        The call, and what turns its result into arrays by name.
     """
     cudart = runtime()
     is_onnx = model.format.name == "onnx"
@@ -88,4 +91,4 @@ def load(
         check(cudart.cudaStreamSynchronize(stream))
         return results
 
-    return call
+    return call, dict

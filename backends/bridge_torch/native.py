@@ -16,8 +16,8 @@ _Arrays = dict[str, npt.NDArray[Any]]
 
 def load(
     model: ModelRef, *, threads: int | None = None, signature_key: str | None = None
-) -> Callable[[_Arrays], _Arrays]:
-    """A function from inputs, in the order of ``forward``, to outputs by name.
+) -> tuple[Callable[[_Arrays], Any], Callable[[Any], _Arrays]]:
+    """A call from inputs, in the order of ``forward``, to outputs by name.
 
     Args:
         model: A TorchScript file, an ExportedProgram, an AOTInductor package, or a live
@@ -26,8 +26,8 @@ def load(
         signature_key: Not used: torch's formats have one signature.
 
     Returns:
-        The call. Arrays of no dimension are passed as Python numbers. Unnamed outputs are
-        called ``output_0``, ``output_1``, ...
+        The call, and what turns its result into arrays by name. Arrays of no dimension
+        are passed as Python numbers. Unnamed outputs are ``output_0``, ``output_1``, ...
     """
     import warnings
 
@@ -74,4 +74,4 @@ def load(
             return {name: tensor.numpy() for name, tensor in result.items()}
         return {f"output_{index}": tensor.numpy() for index, tensor in enumerate(result)}
 
-    return call
+    return call, dict

@@ -75,6 +75,7 @@ class TorchPredictor(bridge.Predictor):
     def _find_only_output(self) -> None:
         names = self.signature.output_names
         self._only_output = names[0] if len(names) == 1 else None
+        self._known_outputs = frozenset(names)
 
     def _predict(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
         if self._is_learning:
@@ -130,6 +131,13 @@ class TorchPredictor(bridge.Predictor):
                 without a copy, so no reference may be left behind.
         """
         result = box.pop()
+        if type(result) is dict and result.keys() == self._known_outputs:
+            # A flat dict of the signature's outputs, by far the commonest, needs no walk.
+            names, values = list(result), list(result.values())
+            if all(type(value) is self._tensor_type for value in values):
+                del result
+                return dict(zip(names, to_arrays(values), strict=True))
+            del names, values
         if self._leaves is not None and isinstance(result, (tuple, list)):
             pairs = [
                 (name, value)

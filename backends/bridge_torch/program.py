@@ -229,13 +229,26 @@ def of_module(
     returns = _return_type(module.forward)
     names = output_names(returns) if returns is not None else None
     signature = script_signature(arguments, names or ())
+    # Past Module.__call__, which takes 1 to 3 µs, where it does no more than call forward.
+    is_plain = call is module and not _has_hooks(module)
+    direct: Callable[..., Any] = module.forward if is_plain else call
     return Program(
-        call=call,
+        call=direct,
         signature=signature,
         provider=provider,
         numbers=frozenset(spec.name for spec in signature.inputs if spec.dtype is not None),
         is_learning=True,
         buffers=lambda: list(module.buffers()),
+    )
+
+
+def _has_hooks(module: Any) -> bool:
+    """Whether ``Module.__call__`` does more than call ``forward``."""
+    from torch.nn.modules import module as shared
+
+    names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(
+        getattr(module, name, None) or getattr(shared, f"_global{name}", None) for name in names
     )
 
 

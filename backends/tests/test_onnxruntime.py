@@ -238,8 +238,10 @@ def test_every_arm_of_the_search_space_loads() -> None:
 def test_native_gives_the_same_answer(tmp_path: Path) -> None:
     x = np.ones((2, 3), np.float32)
     for model in (save_onnx(tmp_path / "model.onnx"), add().SerializeToString()):
-        call = native_load(open_model(model), threads=1)
-        np.testing.assert_array_equal(call({"x": x})["y"], load(model).predict({"x": x})["y"])
+        call, named = native_load(open_model(model), threads=1)
+        np.testing.assert_array_equal(
+            named(call({"x": x}))["y"], load(model).predict({"x": x})["y"]
+        )
 
 
 def test_warnings_go_to_the_log_when_asked_for(

@@ -146,8 +146,8 @@ def test_the_native_yardstick_agrees(tmp_path: Path) -> None:
         save_ir(tmp_path / "m.xml"),
         save_onnx(tmp_path / "m.onnx"),
     ):
-        call = native_load(open_model(model), threads=1)
-        answer = call(x)
+        call, named = native_load(open_model(model), threads=1)
+        answer = named(call(x))
         assert list(answer) == ["y"]
         np.testing.assert_array_equal(answer["y"], load(model).predict(x)["y"])
     with pytest.raises(errors.UnsupportedModel):

@@ -99,8 +99,9 @@ def test_files_by_any_name(tmp_path: Path, suffix: str, external: bool) -> None:
 
 def test_bytes_and_native() -> None:
     check(load(add()))
-    call = native_load(open_model(add().SerializeToString()))
-    np.testing.assert_array_equal(call({"x": np.ones((1, 3), np.float32)})["y"], [[1, 2, 3]])
+    call, named = native_load(open_model(add().SerializeToString()))
+    results = named(call({"x": np.ones((1, 3), np.float32)}))
+    np.testing.assert_array_equal(results["y"], [[1, 2, 3]])
 
 
 def test_info() -> None:

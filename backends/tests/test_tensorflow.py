@@ -461,6 +461,7 @@ def test_native_call_gives_the_same(affine: Path) -> None:
     from bridge.loading import open_model
     from bridge_tensorflow.native import load
 
-    np.testing.assert_array_equal(load(open_model(affine))({"x": X})["y"], Y)
-    shared = load(open_model(affine), signature_key="shared")
+    call, named = load(open_model(affine))
+    np.testing.assert_array_equal(named(call({"x": X}))["y"], Y)
+    shared, _ = load(open_model(affine), signature_key="shared")
     np.testing.assert_array_equal(shared({"x": X})["variable"], np.arange(4))

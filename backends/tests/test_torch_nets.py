@@ -128,6 +128,7 @@ def test_ordinary_networks(case: str, form: str, tmp_path: Path) -> None:
         results = predictor.predict(inputs)
         for got, tensor in zip(results.values(), want, strict=True):
             np.testing.assert_allclose(got, tensor.numpy(), atol=1e-5)
-    native = native_load(open_model(path))(inputs)
+    call, named = native_load(open_model(path))
+    native = named(call(inputs))
     for got, other in zip(results.values(), native.values(), strict=True):
         np.testing.assert_allclose(got, other, atol=1e-5)

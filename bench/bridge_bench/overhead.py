@@ -57,7 +57,7 @@ def measure(backend: Backend, signature: Signature, folder: Path) -> dict[str, f
     """
     model = _model(backend, signature, folder)
     native_module = importlib.import_module(f"{type(backend).__module__.rpartition('.')[0]}.native")
-    native_call = native_module.load(model)
+    native_call, named = native_module.load(model)
     predictor = load(model, backend=backend.name)
     inputs = signature.zeros(1)
     bound = predictor.bind({name: array.shape for name, array in inputs.items()})
@@ -66,7 +66,7 @@ def measure(backend: Backend, signature: Signature, folder: Path) -> dict[str, f
         "predict": lambda: predictor.predict(inputs),
         "bind": bound.predict,
     }
-    _check_agreement(native_call(inputs), predictor, inputs)
+    _check_agreement(named(native_call(inputs)), predictor, inputs)
     repeats = {name: _calibrate(call) for name, call in calls.items()}
     blocks: dict[str, list[float]] = {name: [] for name in calls}
     order = random.Random(0)  # noqa: S311 - an order, no secret
