@@ -23,7 +23,8 @@ class Candidate:
         is_native: It is the backend used when none is named.
         is_capable: It takes such a model, installed or not.
         is_installed: Its runtime is installed.
-        reason: Why not, if either is false.
+        can_run: There is a device here that it can run models on.
+        reason: Why not, if one of these is false.
         fix: What to do about it.
     """
 
@@ -31,6 +32,7 @@ class Candidate:
     is_native: bool
     is_capable: bool
     is_installed: bool
+    can_run: bool
     reason: str | None = None
     fix: str | None = None
 
@@ -80,6 +82,7 @@ class Inspection:
                     "is_native": one.is_native,
                     "is_capable": one.is_capable,
                     "is_installed": one.is_installed,
+                    "can_run": one.can_run,
                     "reason": one.reason,
                     "fix": one.fix,
                 }
@@ -110,18 +113,24 @@ def inspect(model: object, *, trust: bool = False) -> Inspection:
     candidates = []
     for backend in registry().backends:
         availability = backend.probe()
-        refusal = backend.refuse(found, backend.default_device(found))
+        device = backend.default_device(found)
+        can_run = availability.installed and backend.capabilities(device).predicts
+        refusal = backend.refuse(found, device)
         reason = fix = None
         if refusal is not None:
             reason, fix = refusal.reason, refusal.fix
         elif not availability.installed:
             reason, fix = availability.reason, availability.fix
+        elif not can_run:
+            missing = backend.missing_device(device)
+            reason, fix = missing.message, missing.fix
         candidates.append(
             Candidate(
                 backend=backend.name,
                 is_native=backend.name == found.format.native_backend,
                 is_capable=refusal is None,
                 is_installed=availability.installed,
+                can_run=can_run,
                 reason=reason,
                 fix=fix,
             )

@@ -73,6 +73,7 @@ class TinyBackend(bridge.Backend):
     device_kinds = ("cpu", "cuda")
     safety: bridge.ThreadSafety = bridge.ThreadSafety.SHARED
     zero_rows: bool = True
+    predicts: bool = True
     availability: bridge.Availability = field(
         default_factory=lambda: bridge.Availability(installed=True, version="1.0")
     )
@@ -99,7 +100,10 @@ class TinyBackend(bridge.Backend):
 
     def capabilities(self, device: bridge.Device) -> bridge.Capabilities:
         return bridge.Capabilities(
-            formats=frozenset({"tiny"}), zero_rows=self.zero_rows, thread_safety=self.safety
+            formats=frozenset({"tiny"}),
+            zero_rows=self.zero_rows,
+            predicts=self.predicts,
+            thread_safety=self.safety,
         )
 
     def error_rules(self) -> tuple[bridge.ErrorRule, ...]:

@@ -112,6 +112,16 @@ def test_inspect_lists_every_backend_with_its_reason(tiny: Any, tiny_model: Path
     assert "pip install" in str(one.fix)
 
 
+def test_inspect_says_where_a_backend_lacks_its_device(tiny: Any, tiny_model: Path) -> None:
+    tiny.device_kinds = ("cuda",)
+    tiny.predicts = False
+    one = inspection.inspect(tiny_model).candidates[0]
+    assert one.is_capable
+    assert one.is_installed
+    assert not one.can_run
+    assert "tiny cannot use cuda:0 here" in str(one.reason)
+
+
 def test_doctor_reports_runtimes_devices_and_breakage(tiny: Any) -> None:
     quick = diagnosis.doctor()
     assert quick.is_healthy

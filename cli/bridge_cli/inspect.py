@@ -126,6 +126,8 @@ def _answer(one: Candidate) -> tuple[str, str, str]:
         state = "no"
     elif not one.is_installed:
         state = "not installed"
+    elif not one.can_run:
+        state = "not here"
     else:
         state = "yes (native)" if one.is_native else "yes"
     return one.backend, state, " ".join(text for text in (one.reason, one.fix) if text)
