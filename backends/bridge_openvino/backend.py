@@ -1,4 +1,4 @@
-"""The backend: what OpenVINO can do here, how a model is compiled, what its errors mean."""
+"""The backend: what OpenVINO can do here, and how a model is compiled."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bridge.cpus import usable_cpus
 from bridge.errors import DeviceUnavailable, OptionError, SilentFallback, UnsupportedModel
 from bridge.logs import logger
 from bridge_openvino.buffers import NARROWED
-from bridge_openvino.failures import RULES
+from bridge_openvino.failures import error_rules
 from bridge_openvino.options import OpenvinoOptions
 from bridge_openvino.ports import Ports, find_ports
 from bridge_openvino.predictor import OpenvinoPredictor, StatefulOpenvinoPredictor
@@ -98,7 +98,7 @@ class OpenvinoBackend(Backend):
 
     def error_rules(self) -> tuple[ErrorRule, ...]:
         """OpenVINO raises ``RuntimeError`` for everything; see ``failures``."""
-        return RULES
+        return error_rules()
 
     def missing_device(self, device: Device) -> DeviceUnavailable:
         """Says what OpenVINO lists, which is decided by drivers outside of Python."""

@@ -19,7 +19,7 @@ from bridge.errors import (
     UntrustedModel,
 )
 
-__all__ = ["RULES"]
+__all__ = ["error_rules"]
 
 _OTHER_BACKEND = "Use the backend native to the format, or export the model without it."
 _COPY_AGAIN = "Export or copy it again."
@@ -33,7 +33,7 @@ def _rule(
     return ErrorRule(RuntimeError, ours, pattern, message, fix)
 
 
-RULES: tuple[ErrorRule, ...] = (
+_RULES: tuple[ErrorRule, ...] = (
     _rule(
         OutOfMemory,
         r"(?i)bad_alloc|out of memory|not enough memory|(failed to|cannot|can't) allocate",
@@ -153,3 +153,8 @@ RULES: tuple[ErrorRule, ...] = (
     ),
     _rule(ModelLoadFailed, r"src/(?:inference|frontends|core)/.*\n" + _LAST_LINE, "{why}."),
 )
+
+
+def error_rules() -> tuple[ErrorRule, ...]:
+    """Rules for loading and calling; the first that fits decides."""
+    return _RULES

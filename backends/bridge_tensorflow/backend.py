@@ -14,14 +14,7 @@ from bridge.backend import Availability, Backend, find_runtime
 from bridge.capabilities import Capabilities, ThreadSafety
 from bridge.device import CPU, Device, driver_devices
 from bridge.dtypes import DType
-from bridge.errors import (
-    ErrorRule,
-    InvalidModel,
-    ModelNotFound,
-    OptionError,
-    OutOfMemory,
-    UnsupportedModel,
-)
+from bridge.errors import ErrorRule, OptionError, UnsupportedModel
 from bridge.formats.tensorflow import SavedModel
 from bridge.formats.tensorflow.graph import MetaGraph
 from bridge.formats.tensorflow.reach import keeps_state, reach
@@ -29,6 +22,7 @@ from bridge.model import ModelRef
 from bridge.options import Options
 from bridge.predictor import Predictor, PredictorInfo
 from bridge.signature import Signature
+from bridge_tensorflow.failures import error_rules
 from bridge_tensorflow.options import TensorflowOptions
 from bridge_tensorflow.predictor import TensorflowPredictor
 from bridge_tensorflow.session import open_session, own_pools
@@ -76,53 +70,7 @@ class TensorflowBackend(Backend):
         )
 
     def error_rules(self) -> tuple[ErrorRule, ...]:
-        from tensorflow import errors
-
-        return (
-            ErrorRule(
-                Exception,
-                UnsupportedModel,
-                r"Op type not registered '(?P<operator>[^']+)'",
-                "TensorFlow has no operator '{operator}'.",
-                "Import the library that registers it before loading, or convert the model.",
-            ),
-            ErrorRule(
-                errors.OpError,
-                UnsupportedModel,
-                r"No OpKernel was registered to support Op '(?P<operator>[^']+)'",
-                "TensorFlow has no kernel for operator '{operator}' with these types here.",
-                "Use another device, or export the model without it.",
-            ),
-            ErrorRule(errors.ResourceExhaustedError, OutOfMemory),
-            ErrorRule(errors.DataLossError, InvalidModel, fix="Copy the model again."),
-            ErrorRule(
-                errors.OpError,
-                InvalidModel,
-                r"Key (?P<variable>\S+) not found in checkpoint",
-                "the model's variables lack '{variable}'.",
-                "Graph and variables do not belong together; copy the whole folder again.",
-            ),
-            ErrorRule(  # what the saver makes of it where the graph is TensorFlow 2's
-                ValueError,
-                InvalidModel,
-                r"No variables to save",
-                "the model's variables are not those of its graph.",
-                "Graph and variables do not belong together; copy the whole folder again.",
-            ),
-            ErrorRule(
-                errors.OutOfRangeError,
-                InvalidModel,
-                r"Read less bytes than requested|Read fewer bytes than requested",
-                "the model's variables are truncated.",
-                "Copy the model again.",
-            ),
-            ErrorRule(
-                errors.NotFoundError,
-                ModelNotFound,
-                r"No such file or directory|Failed to find any matching files",
-                fix="Copy the whole folder again.",
-            ),
-        )
+        return error_rules()
 
     def _load(self, model: ModelRef, device: Device, options: TensorflowOptions) -> Predictor:
         if model.declared is not None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from bridge import Adapter, Availability, ErrorRule, ModelRef
-from bridge.errors import ConversionError
 from bridge_tensorrt import module
 from bridge_tensorrt.options import EngineOptions
 
@@ -27,21 +26,9 @@ class OnnxToEngine(Adapter):
         return next((one for one in found if one.installed), found[-1])
 
     def error_rules(self) -> tuple[ErrorRule, ...]:
-        from bridge_tensorrt.building import BuildFailed
+        from bridge_tensorrt.failures import conversion_rules
 
-        return (
-            ErrorRule(
-                BuildFailed,
-                ConversionError,
-                pattern="workspace limit",
-                fix="Raise workspace_bytes, or leave it out.",
-            ),
-            ErrorRule(
-                BuildFailed,
-                ConversionError,
-                fix="Try other ranges of shapes or another backend; logging shows more.",
-            ),
-        )
+        return conversion_rules()
 
     def _convert(self, model: ModelRef, target: Path, options: EngineOptions) -> Mapping[str, Any]:
         from bridge_tensorrt.building import build

@@ -1,4 +1,4 @@
-"""The TensorRT backend."""
+"""The backend: what TensorRT can do here, and how a model is loaded."""
 
 from __future__ import annotations
 
@@ -24,10 +24,7 @@ from bridge.device import driver_devices
 from bridge.errors import (
     BackendUnavailable,
     DeviceUnavailable,
-    ModelLoadFailed,
     OptionError,
-    OutOfMemory,
-    PredictError,
 )
 from bridge_tensorrt import cuda, module
 from bridge_tensorrt.options import TensorrtOptions
@@ -104,31 +101,9 @@ class TensorrtBackend(Backend):
         )
 
     def error_rules(self) -> tuple[ErrorRule, ...]:
-        from bridge_tensorrt.building import BuildFailed
-        from bridge_tensorrt.execution import ExecutionFailed
+        from bridge_tensorrt.failures import error_rules
 
-        return (
-            ErrorRule(
-                cuda.CudaError,
-                OutOfMemory,
-                pattern="cudaErrorMemoryAllocation",
-                message="the device has not enough free memory for this call.",
-                fix="Use smaller batches, fewer contexts, or free memory on the device.",
-            ),
-            ErrorRule(
-                ExecutionFailed,
-                OutOfMemory,
-                pattern="(?i)out ?of ?memory",
-                fix="Use smaller batches, fewer contexts, or free memory on the device.",
-            ),
-            ErrorRule(ExecutionFailed, PredictError),
-            ErrorRule(cuda.CudaError, PredictError),
-            ErrorRule(
-                BuildFailed,
-                ModelLoadFailed,
-                fix="Try other ranges of shapes or another backend; logging shows more.",
-            ),
-        )
+        return error_rules()
 
     def missing_device(self, device: Device) -> DeviceUnavailable:
         """Says what is missing: the driver, a GPU, or a GPU of that number."""

@@ -1,4 +1,4 @@
-"""The ``torch`` backend."""
+"""The backend: what torch can do here, and how each format becomes a program."""
 
 from __future__ import annotations
 
@@ -15,16 +15,13 @@ from bridge.dtypes import DType
 from bridge.errors import (
     BackendUnavailable,
     BridgeError,
-    DTypeMismatch,
     ErrorRule,
-    InvalidModel,
     OptionError,
-    OutOfMemory,
     PredictError,
-    ShapeMismatch,
     UnsupportedModel,
 )
 from bridge.model import ModelRef
+from bridge_torch.failures import error_rules
 from bridge_torch.options import TorchOptions
 from bridge_torch.predictor import TorchPredictor
 from bridge_torch.program import Program, declare, of_module, of_script, quiet
@@ -80,40 +77,7 @@ class TorchBackend(bridge.Backend):
         return (TorchOptions(),)
 
     def error_rules(self) -> tuple[ErrorRule, ...]:
-        import torch
-
-        return (
-            ErrorRule(torch.OutOfMemoryError, OutOfMemory),
-            ErrorRule(RuntimeError, OutOfMemory, r"can't allocate memory|out of memory"),
-            ErrorRule(
-                RuntimeError,
-                UnsupportedModel,
-                r"Unknown builtin op: (?P<operator>[\w:.]+)",
-                message="this torch does not know the model's operator {operator}.",
-                fix="Install the library that defines it, or a newer torch.",
-            ),
-            ErrorRule(
-                RuntimeError,
-                InvalidModel,
-                r"PytorchStreamReader failed|failed finding central directory"
-                r"|Unexpected end of|expect opcode|is not a ZIP archive",
-                fix="The file may be truncated; export or copy it again.",
-            ),
-            ErrorRule(
-                Exception,
-                PredictError,
-                r"failed in the TorchScript interpreter.*\n(builtins\.)?(?P<raised>\w+: [^\n]+)",
-                message="the model raised {raised}",
-            ),
-            ErrorRule(
-                AssertionError,
-                ShapeMismatch,
-                r"Guard failed: (?P<guard>[^\n]+)",
-                message="the inputs do not keep the exported program's condition {guard}.",
-                fix="Use sizes for which the program was exported, or export it anew.",
-            ),
-            ErrorRule(TypeError, DTypeMismatch, r"can't convert np.ndarray|byte order different"),
-        )
+        return error_rules()
 
     def _load(self, model: ModelRef, device: Device, options: Any) -> bridge.Predictor:
         import torch

@@ -18,7 +18,7 @@ from bridge import errors
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("openvino")
 
-from bridge_openvino.failures import RULES  # noqa: E402
+from bridge_openvino.failures import error_rules  # noqa: E402
 from bridge_openvino.runtime import core, openvino  # noqa: E402
 
 BASIC_PITCH = Path(sys.prefix) / "models/basic_pitch/saved_models/icassp_2022"
@@ -49,7 +49,7 @@ def read(model: Any) -> bridge.BridgeError:
     """The bridge's error for what OpenVINO itself says, without the bridge's own checks."""
     with pytest.raises(RuntimeError) as caught:
         core().compile_model(core().read_model(model), "CPU")
-    return errors.translate(caught.value, RULES, errors.BridgeError)
+    return errors.translate(caught.value, error_rules(), errors.BridgeError)
 
 
 def says(error: bridge.BridgeError, kind: type[bridge.BridgeError], *parts: str) -> None:
@@ -167,14 +167,14 @@ def test_devices_without_a_driver() -> None:
     network = core().read_model(proto().SerializeToString())
     with pytest.raises(RuntimeError) as caught:
         core().compile_model(network, "GPU")
-    error = errors.translate(caught.value, RULES, errors.BridgeError)
+    error = errors.translate(caught.value, error_rules(), errors.BridgeError)
     assert isinstance(error, (errors.DeviceUnavailable, errors.ModelLoadFailed))
     assert "src/" not in str(error)
 
 
 def test_memory_that_runs_out() -> None:
     for text in ("std::bad_alloc", "Exception from src/a.cpp:1:\nFailed to allocate 9 bytes\n"):
-        error = errors.translate(RuntimeError(text), RULES, errors.PredictError)
+        error = errors.translate(RuntimeError(text), error_rules(), errors.PredictError)
         says(error, errors.OutOfMemory, "memory")
 
 
@@ -183,11 +183,13 @@ def test_what_no_rule_names_keeps_the_line_that_says_something() -> None:
         "Exception from src/inference/src/cpp/core.cpp:84:\n"
         "Check 'x' failed at src/frontends/a.cpp:1:\nsomething {new} is wrong.\n\n"
     )
-    error = errors.translate(RuntimeError(text), RULES, errors.BridgeError)
+    error = errors.translate(RuntimeError(text), error_rules(), errors.BridgeError)
     says(error, errors.ModelLoadFailed, "something {new} is wrong.")
     assert error.detail["native_error"] == text.strip()
     error = errors.translate(
-        RuntimeError(text.replace("core.cpp", "infer_request.cpp")), RULES, errors.BridgeError
+        RuntimeError(text.replace("core.cpp", "infer_request.cpp")),
+        error_rules(),
+        errors.BridgeError,
     )
     says(error, errors.PredictError, "something {new} is wrong.")
 
