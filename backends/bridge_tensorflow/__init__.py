@@ -1,1 +1,1 @@
-"""TensorFlow behind the bridge: SavedModels of TensorFlow 1 and 2, and Keras models."""
+"""The TensorFlow backend: SavedModels of TensorFlow 1 and 2, and Keras models."""

@@ -1,11 +1,11 @@
-"""Load settings of the TensorFlow backend."""
+"""Options of the TensorFlow backend."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bridge import Options, option
 from bridge.errors import OptionError
-from bridge.options import Options, option
 
 __all__ = ["TensorflowOptions"]
 
@@ -46,6 +46,7 @@ class TensorflowOptions(Options):
     )
 
     def check(self) -> None:
+        """Raises ``OptionError`` for what a single thread cannot use."""
         if self.executor == "single_threaded" and self.inter_threads:
             raise OptionError(
                 f"executor=single_threaded has no use for inter_threads={self.inter_threads}.",

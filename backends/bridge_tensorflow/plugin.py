@@ -1,4 +1,4 @@
-"""The plugin's hooks; nothing else belongs here."""
+"""Registers the TensorFlow backend."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The ``torch`` backend: TorchScript, ExportedProgram, AOTInductor packages, live modules."""
+"""The Torch backend: TorchScript, ExportedProgram, AOTInductor packages, live modules, pickles."""

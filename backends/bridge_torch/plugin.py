@@ -1,4 +1,4 @@
-"""Hooks of the ``torch`` plugin."""
+"""Registers the Torch backend."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ __all__ = ["register_backends"]
 
 @bridge.hookimpl
 def register_backends(register: Callable[[bridge.Backend], None]) -> None:
-    """Registers the ``torch`` backend."""
+    """Registers the backend ``torch``."""
     register(TorchBackend())
