@@ -26,6 +26,8 @@ from typing import Any
 import numpy as np
 
 from bridge.backend import Backend
+from bridge.cpus import usable_cpus
+from bridge.device import driver_devices
 from bridge.dtypes import DType
 from bridge.loading import backends, load, open_model
 from bridge.model import ModelRef
@@ -117,9 +119,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _table(results: dict[str, Any]) -> str:
+    (_, processor), *_ = driver_devices()
+    machine = f"{processor}, {usable_cpus()} CPUs, {platform.machine()}"
     versions = f"Python {platform.python_version()}, numpy {np.__version__}"
     lines = [
-        f"{versions}, {platform.machine()}; medians of {BLOCKS} alternating blocks",
+        f"{machine}; {versions}; medians of {BLOCKS} alternating blocks",
         "",
         "| backend | model | native call, µs | predict, µs | predict ÷ native | bound ÷ native |",
         "|---|---|---|---|---|---|",
