@@ -39,6 +39,18 @@ class PluginFailure:
     error: PluginError
     traceback: str
 
+    @classmethod
+    def of(cls, name: str, distribution: str, error: BaseException, problem: str) -> PluginFailure:
+        """Wraps what a plugin raised; ``problem`` says in which part of it."""
+        wrapped = PluginLoadFailed(
+            f"{problem}: {type(error).__name__}: {str(error).strip() or 'no text'}.",
+            fix="Repair or uninstall that distribution; everything else goes on without it.",
+            plugin=name,
+            distribution=distribution,
+        )
+        wrapped.__cause__ = error
+        return cls(name, distribution, wrapped, "".join(traceback.format_exception(error)))
+
 
 class Names(Generic[_Item]):
     """Registered things by name, with the plugin that each came from."""
@@ -162,16 +174,8 @@ class Registry:
             self._fail(name, "BRIDGE_PLUGINS", missing)
 
     def _fail(self, name: str, distribution: str, error: BaseException) -> None:
-        wrapped = PluginLoadFailed(
-            f"plugin '{name}' of {distribution} does not load: "
-            f"{type(error).__name__}: {str(error).strip() or 'no text'}.",
-            fix="Repair or uninstall that distribution; everything else goes on without it.",
-            plugin=name,
-            distribution=distribution,
-        )
-        wrapped.__cause__ = error
-        trace = "".join(traceback.format_exception(error))
-        self.failures.append(PluginFailure(name, distribution, wrapped, trace))
+        problem = f"plugin '{name}' of {distribution} does not load"
+        self.failures.append(PluginFailure.of(name, distribution, error, problem))
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from bridge.errors import DuplicateName, PluginError, PluginLoadFailed
+from bridge.errors import DuplicateName, PluginError
 from bridge.registry import PluginFailure, registry
 
 __all__ = ["PluginCommands", "plugin_commands"]
@@ -85,17 +85,8 @@ def _collector(added: dict[str, Any]) -> Callable[[Any], None]:
 
 
 def _failure(name: str, distribution: str, error: Exception) -> PluginFailure:
-    wrapped: PluginError
     if isinstance(error, PluginError):
-        wrapped = error
-    else:
-        wrapped = PluginLoadFailed(
-            f"the commands of plugin '{name}' of {distribution} do not load: "
-            f"{type(error).__name__}: {str(error).strip() or 'no text'}.",
-            fix="Repair or uninstall that distribution; everything else goes on without it.",
-            plugin=name,
-            distribution=distribution,
-        )
-        wrapped.__cause__ = error
-    trace = "".join(traceback.format_exception(error))
-    return PluginFailure(name, distribution, wrapped, trace)
+        trace = "".join(traceback.format_exception(error))
+        return PluginFailure(name, distribution, error, trace)
+    problem = f"the commands of plugin '{name}' of {distribution} do not load"
+    return PluginFailure.of(name, distribution, error, problem)
