@@ -107,7 +107,8 @@ def test_backends_share_their_file_names(package: str) -> None:
     if package in {"bridge_bench", "bridge_zoo", "bridge_cli"}:
         return
     names = {path.name for path in sources(package)}
-    assert names >= {"__init__.py", "plugin.py", "backend.py", "native.py"}, package
+    shared = {"plugin.py", "backend.py", "predictor.py", "options.py", "native.py"}
+    assert names >= {"__init__.py", *shared}, package
 
 
 def test_public_names_are_all_there_and_sorted_by_home() -> None:
