@@ -31,6 +31,9 @@ __all__ = ["Arrays", "Layout", "check_inputs", "compile_check"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
+# What an input of unknown dtype may be without a second look.
+_NUMBERS = frozenset(np.dtype(kind) for kind in "?bhilqBHILQefdFD")
+
 
 class Layout(enum.Enum):
     """Which arrays a runtime takes as they are; the bridge copies others first.
@@ -85,6 +88,9 @@ def compile_check(
             space[f"dtype{index}"] = spec.dtype.numpy
             # Identity is the common case; equality costs as much again and settles the rest.
             tests.append(f"(a.dtype is not dtype{index} and a.dtype != dtype{index})")
+        else:
+            space["numbers"] = _NUMBERS
+            tests.append("a.dtype not in numbers")
         lines.append(f"  if {' or '.join(tests)}: return explicit(inputs)")
         tests = []
         if spec.shape is not None and spec.shape in shapes:
@@ -129,7 +135,8 @@ def check_inputs(
     arrays that the layout excludes are copied. No dtype is ever cast.
 
     Raises:
-        InputError: ``inputs`` is no mapping, or an object cannot become an array.
+        InputError: ``inputs`` is no mapping, an object cannot become an array, or an
+            element of an array is masked.
         MissingInput, UnexpectedInput: Names do not fit.
         DTypeMismatch, ShapeMismatch: An array does not fit.
     """
@@ -164,9 +171,17 @@ def as_array(spec: TensorSpec, value: Any) -> npt.NDArray[Any]:
     """A numpy array for what the caller gave, sharing memory where that is possible.
 
     Raises:
-        InputError: The object is no array, or its memory is on a device.
+        InputError: The object is no array, its memory is on a device, or an element of
+            it is masked.
     """
     if isinstance(value, np.ndarray):
+        if type(value) is not np.ndarray and np.ma.is_masked(value):
+            raise InputError(
+                f"input '{spec.name}' has masked elements; a model would take what is under "
+                "the mask for values.",
+                fix="Say what they are worth: array.filled(value).",
+                input=spec.name,
+            )
         array = value
     elif isinstance(value, np.generic) or not (
         hasattr(value, "__dlpack__") or hasattr(value, "__array__")
@@ -191,7 +206,10 @@ def as_array(spec: TensorSpec, value: Any) -> npt.NDArray[Any]:
 
 def _imported(spec: TensorSpec, value: Any) -> npt.NDArray[Any]:
     if hasattr(value, "__dlpack__"):
-        device = value.__dlpack_device__() if hasattr(value, "__dlpack_device__") else (1, 0)
+        try:
+            device = value.__dlpack_device__() if hasattr(value, "__dlpack_device__") else (1, 0)
+        except Exception as error:
+            raise _unreadable(spec, value, error) from error
         if int(device[0]) not in (1, 3, 11):  # kDLCPU, kDLCUDAHost, kDLROCMHost (dlpack.h)
             raise InputError(
                 f"input '{spec.name}' lives in device memory (DLPack device {tuple(device)}); "
@@ -212,13 +230,17 @@ def _imported(spec: TensorSpec, value: Any) -> npt.NDArray[Any]:
                 ) from error
     try:
         return np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"input '{spec.name}' of class {type(value).__qualname__} cannot become a "
-            f"numpy array: {error}.",
-            fix="Detach it, copy it to the host, or pass a numpy array.",
-            input=spec.name,
-        ) from error
+    except Exception as error:
+        raise _unreadable(spec, value, error) from error
+
+
+def _unreadable(spec: TensorSpec, value: Any, error: Exception) -> InputError:
+    return InputError(
+        f"input '{spec.name}' of class {type(value).__qualname__} cannot become a "
+        f"numpy array: {str(error).rstrip('.')}.",
+        fix="Detach it, copy it to the host, or pass a numpy array.",
+        input=spec.name,
+    )
 
 
 def _check_names(signature: Signature, inputs: Mapping[str, Any]) -> None:
@@ -251,9 +273,9 @@ def _check_names(signature: Signature, inputs: Mapping[str, Any]) -> None:
 
 def _check_dtype(spec: TensorSpec, array: npt.NDArray[Any]) -> None:
     if spec.dtype is None:
-        if array.dtype.kind in "OUSTVmM":
+        if not _is_numeric(array.dtype):
             raise DTypeMismatch(
-                f"input '{spec.name}' has dtype {array.dtype}; wanted numbers.",
+                f"input '{spec.name}' has dtype {array.dtype}; wanted native numbers.",
                 fix="Convert it to a numeric dtype first.",
                 input=spec.name,
                 wanted=None,
@@ -291,6 +313,16 @@ def _check_dtype(spec: TensorSpec, array: npt.NDArray[Any]) -> None:
         wanted=spec.dtype.value,
         got=str(got),
     )
+
+
+def _is_numeric(dtype: np.dtype[Any]) -> bool:
+    if dtype in _NUMBERS:
+        return True
+    try:
+        # Those of ml_dtypes have the kind of a structured dtype.
+        return dtype.isnative and DType.of(dtype) is not DType.STRING
+    except ValueError:
+        return False
 
 
 def _check_shape(

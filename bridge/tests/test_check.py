@@ -193,7 +193,7 @@ def test_unchecked_specs_take_any_numbers() -> None:
     for array in (np.zeros(3), np.zeros((2, 2), np.int8)):
         assert check({"x": array})["x"] is array
     for odd in (np.array(["a"]), np.array([None])):
-        with pytest.raises(DTypeMismatch, match="wanted numbers"):
+        with pytest.raises(DTypeMismatch, match="wanted native numbers"):
             check_inputs(signature, {"x": odd})
 
 
@@ -210,3 +210,57 @@ def test_equal_dtypes_of_other_identity_pass() -> None:
     inputs = changed(x=array)
     checked = compile_check(SIGNATURE, Layout.CONTIGUOUS, zero_rows=True)(inputs)
     np.testing.assert_array_equal(checked["x"], array)
+
+
+UNKNOWN = Signature((TensorSpec("x", None, None),), ())
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([None, 1.5], object),
+        np.array(["a"]),
+        np.zeros(2, [("field", np.float32)]),
+        np.zeros(2, "datetime64[s]"),
+        np.ones(2, np.dtype(np.float32).newbyteorder()),
+    ],
+    ids=lambda array: str(array.dtype),
+)
+def test_an_unknown_dtype_still_means_numbers(array: Any) -> None:
+    for check in (compile_check(UNKNOWN, Layout.ANY, zero_rows=True), _explicit):
+        with pytest.raises(DTypeMismatch, match="wanted native numbers"):
+            check({"x": array})
+
+
+def test_an_unknown_dtype_may_be_a_reduced_one() -> None:
+    array = np.zeros(2, DType.BFLOAT16.numpy)
+    for check in (compile_check(UNKNOWN, Layout.ANY, zero_rows=True), _explicit):
+        assert check({"x": array})["x"] is array
+
+
+def _explicit(inputs: Any) -> Any:
+    return check_inputs(UNKNOWN, inputs, Layout.ANY)
+
+
+def test_a_mask_is_never_dropped(check: Callable[[Any], Any]) -> None:
+    masked = np.ma.array(np.zeros((2, 4), np.float32), mask=False)
+    assert check(changed(x=masked))["x"].shape == (2, 4)
+    masked[0, 1] = np.ma.masked
+    with pytest.raises(InputError, match="masked elements.*filled"):
+        check(changed(x=masked))
+
+
+def test_objects_that_fail_to_become_arrays_are_input_errors() -> None:
+    class Deviceless:
+        def __dlpack__(self) -> None: ...
+        def __dlpack_device__(self) -> None:
+            raise ValueError("unknown device type meta")
+
+    class Odd:
+        def __array__(self, dtype: Any = None, copy: Any = None) -> None:
+            raise AttributeError("no data")
+
+    for value, text in ((Deviceless(), "device type meta"), (Odd(), "no data")):
+        with pytest.raises(InputError, match=f"cannot become a numpy array: .*{text}") as caught:
+            check_inputs(SIGNATURE, changed(x=value))
+        assert isinstance(caught.value.__cause__, (ValueError, AttributeError))
