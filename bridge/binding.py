@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bridge.errors import BridgeError
-from bridge.signature import Signature
+from bridge.errors import BridgeError, InputError, ShapeMismatch
+from bridge.signature import Signature, TensorSpec
 
 if TYPE_CHECKING:
     from bridge.predictor import Predictor
@@ -76,11 +77,45 @@ class Bound:
 def buffers(
     signature: Signature, shapes: Mapping[str, Sequence[int]]
 ) -> dict[str, npt.NDArray[Any]]:
-    """Zeroed arrays (empty strings) of these shapes, in signature order."""
+    """Zeroed arrays (empty strings) of these shapes, in signature order.
+
+    Raises:
+        InputError: ``shapes`` is no mapping, a shape is no sequence of sizes, or the
+            signature does not say the dtype.
+    """
+    if not isinstance(shapes, Mapping):
+        raise InputError(
+            f"shapes are of class {type(shapes).__name__}; wanted a dict from names to shapes.",
+            fix=f"Pass {{{', '.join(f'{name!r}: (...)' for name in signature.input_names)}}}.",
+        )
     arrays: dict[str, npt.NDArray[Any]] = {}
     for spec in signature.inputs:
-        if spec.name in shapes and spec.dtype is not None:
-            kind = spec.dtype.numpy
-            shape = tuple(int(size) for size in shapes[spec.name])
-            arrays[spec.name] = np.full(shape, "" if kind.hasobject else 0, kind)
+        if spec.name not in shapes:
+            continue
+        if spec.dtype is None:
+            raise InputError(
+                f"input '{spec.name}' has no known dtype, so no buffer can be made for it.",
+                fix="Pass signature= with dtypes and shapes when loading.",
+                input=spec.name,
+            )
+        kind = spec.dtype.numpy
+        shape = _sizes(spec, shapes[spec.name])
+        arrays[spec.name] = np.full(shape, "" if kind.hasobject else 0, kind)
     return arrays
+
+
+def _sizes(spec: TensorSpec, given: Sequence[int]) -> tuple[int, ...]:
+    try:
+        sizes = tuple(operator.index(size) for size in given)
+    except TypeError:
+        sizes = (-1,)
+    if any(size < 0 for size in sizes):
+        raise ShapeMismatch(
+            f"the shape given for input '{spec.name}' is {given!r}; wanted sizes for "
+            f"{spec.shape_text}.",
+            fix="Give one whole number of at least 0 for each dim.",
+            input=spec.name,
+            wanted=spec.shape_text,
+            got=given,
+        )
+    return sizes

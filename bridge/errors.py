@@ -240,6 +240,7 @@ def error_classes() -> dict[str, type[BridgeError]]:
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """The sentence that offers the nearest valid names, for use as a ``fix``."""
+    name = str(name)  # a caller may have passed anything
     valid = sorted(candidates)
     ranked = sorted(((_likeness(name, other), other) for other in valid), reverse=True)
     # Names about as close as the closest one; 0.55 keeps out what merely shares letters.

@@ -186,27 +186,25 @@ class Predictor(ABC):
             InputError: The shapes do not fit the signature.
             PredictorClosed, ForkedPredictor: This predictor cannot answer any more.
         """
-        if self._refusal is not None:
-            raise self._refusal()
-        for spec in self.signature.inputs:
-            if spec.name in shapes and spec.dtype is None:
-                raise InputError(
-                    f"input '{spec.name}' has no known dtype, so no buffer can be made for it.",
-                    fix="Pass signature= with dtypes and shapes when loading.",
-                    input=spec.name,
-                )
-        arrays = buffers(self.signature, shapes)
-        # Names that the signature does not have stay in, for the check to refuse them.
-        given = {name: arrays.get(name) for name in shapes}
-        check_inputs(self.signature, given, zero_rows=self._capabilities.zero_rows)
+        self._calls.append(None)  # a close meanwhile must wait, as in predict
         try:
+            if self._refusal is not None:
+                raise self._refusal()
+            arrays = buffers(self.signature, shapes)
+            # Names that the signature does not have stay in, for the check to refuse them.
+            given = {name: arrays.get(name) for name in shapes}
+            check_inputs(self.signature, given, zero_rows=self._capabilities.zero_rows)
             bound = self._guarded(self._bind)(arrays)
+            _alive.add(bound)
+            return bound
         except BridgeError as error:
             raise self._in_context(error)  # noqa: B904 - the same error, with more attributes
         except Exception as error:
             raise self._translated(error) from error
-        _alive.add(bound)
-        return bound
+        finally:
+            self._calls.pop()
+            if self._refusal is not None:
+                self._release()
 
     def warmup(
         self, inputs: Mapping[str, Any] | None = None, batches: Iterable[int] = (1,)
@@ -301,7 +299,14 @@ class Predictor(ABC):
 
     def _subset(self, checked: Mapping[str, Any], outputs: Sequence[str]) -> Arrays:
         if isinstance(outputs, str):
-            outputs = [outputs]
+            outputs = (outputs,)
+        try:
+            outputs = tuple(outputs)  # once: an iterator would be empty the second time
+        except TypeError as error:
+            raise InputError(
+                f"outputs is of class {type(outputs).__name__}; wanted names of outputs.",
+                fix="Pass a list of names, or None for all outputs.",
+            ) from error
         for name in outputs:
             if name not in self._output_names:
                 raise UnknownOutput(
@@ -310,7 +315,7 @@ class Predictor(ABC):
                     output=name,
                     valid=list(self._output_names),
                 )
-        results = self._call(checked, tuple(outputs))
+        results = self._call(checked, outputs)
         return {name: results[name] for name in outputs}
 
     def _in_context(self, error: BridgeError) -> BridgeError:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import bridge
+from bridge.binding import Bound
 from bridge.errors import (
     BridgeError,
     ForkedPredictor,
@@ -237,3 +238,54 @@ def test_importing_starts_no_thread() -> None:
     code = "import threading, bridge; bridge.backends(); print(threading.active_count())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "1"
+
+
+def test_names_of_outputs_may_come_from_an_iterator(
+    tiny: Any, tiny_model: Path, tiny_inputs: Arrays
+) -> None:
+    with bridge.load(tiny_model) as predictor:
+        names: Any = iter(["total"])
+        assert list(predictor.predict(tiny_inputs, names)) == ["total"]
+        for odd, error in ((5, InputError), ([5], UnknownOutput)):
+            with pytest.raises(error) as caught:
+                predictor.predict(tiny_inputs, odd)  # type: ignore[arg-type]
+            assert caught.value.backend == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "error"),
+    [
+        (None, InputError),
+        ([("x", (2, 4)), ("ids", (2,))], InputError),
+        ({"x": 5, "ids": (2,)}, ShapeMismatch),
+        ({"x": (-1, 4), "ids": (2,)}, ShapeMismatch),
+        ({"x": (2.0, 4), "ids": (2,)}, ShapeMismatch),
+        ({"x": ("rows", 4), "ids": (2,)}, ShapeMismatch),
+        ({"x": (2**50, 4), "ids": (2**50,)}, OutOfMemory),
+    ],
+)
+def test_odd_shapes_to_bind_are_refused(
+    tiny: Any, tiny_model: Path, shapes: Any, error: type[BridgeError]
+) -> None:
+    with bridge.load(tiny_model) as predictor, pytest.raises(error) as caught:
+        predictor.bind(shapes)
+    assert (caught.value.backend, caught.value.model) == ("tiny", "model.tiny")
+
+
+def test_close_waits_for_a_bind_that_is_under_way(
+    tiny: Any, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed_inside = []
+    predictor = bridge.load(tiny_model)
+
+    def closing(inputs: Arrays) -> Bound:
+        predictor.close()
+        closed_inside.append(tiny.closed)
+        return Bound(predictor, inputs)
+
+    monkeypatch.setattr(predictor, "_bind", closing)
+    bound = predictor.bind({"x": (2, 4), "ids": (2,)})
+    assert closed_inside == [0]
+    assert tiny.closed == 1
+    with pytest.raises(PredictorClosed):
+        bound.predict()
