@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,40 +23,9 @@ v1 = tf.compat.v1
 X = np.float32([[1, 2, 3, 4], [5, 6, 7, 8]])
 
 
-def edited(folder: Path, copy: Path, change) -> Path:
-    """A copy of a SavedModel whose protobuf message ``change`` has modified."""
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    shutil.copytree(folder, copy)
-    message = saved_model_pb2.SavedModel()
-    message.ParseFromString((copy / "saved_model.pb").read_bytes())
-    change(message.meta_graphs[0])
-    (copy / "saved_model.pb").write_bytes(message.SerializeToString())
-    return copy
-
-
-def saved(module: object, folder: Path, **signatures: object) -> Path:
-    tf.saved_model.save(module, str(folder), signatures=signatures)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def affine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    class Affine(tf.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = tf.Variable(np.arange(4, dtype=np.float32), name="scale")
-
-        @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32, "x")], autograph=False)
-        def affine(self, x):
-            return {"y": x * self.scale + 1.0}
-
-    module = Affine()
-    folder = tmp_path_factory.mktemp("affine") / "model"
-    return saved(module, folder, serving_default=module.affine)
-
-
-def test_python_function_is_refused_and_does_not_run(tmp_path: Path) -> None:
+def test_python_function_is_refused_and_does_not_run(
+    tmp_path: Path, saved: Callable[..., Path]
+) -> None:
     calls = []
 
     class Python(tf.Module):
@@ -75,7 +45,9 @@ def test_python_function_is_refused_and_does_not_run(tmp_path: Path) -> None:
     assert len(calls) == 1
 
 
-def test_file_operator_is_refused_and_does_not_run(tmp_path: Path) -> None:
+def test_file_operator_is_refused_and_does_not_run(
+    tmp_path: Path, saved: Callable[..., Path]
+) -> None:
     target = tmp_path / "written"
 
     class Writer(tf.Module):
@@ -92,7 +64,9 @@ def test_file_operator_is_refused_and_does_not_run(tmp_path: Path) -> None:
     assert not target.exists()
 
 
-def test_operator_that_nobody_has_is_named(affine: Path, tmp_path: Path) -> None:
+def test_operator_that_nobody_has_is_named(
+    affine: Path, tmp_path: Path, edited: Callable[..., Path]
+) -> None:
     def change(graph) -> None:
         for function in graph.graph_def.library.function:
             for node in function.node_def:
@@ -105,7 +79,9 @@ def test_operator_that_nobody_has_is_named(affine: Path, tmp_path: Path) -> None
             bridge.load(folder, trust=trust)
 
 
-def test_composite_output_is_refused(affine: Path, tmp_path: Path) -> None:
+def test_composite_output_is_refused(
+    affine: Path, tmp_path: Path, edited: Callable[..., Path]
+) -> None:
     def change(graph) -> None:
         info = graph.signature_def["serving_default"].outputs["y"]
         name = info.name
@@ -117,7 +93,9 @@ def test_composite_output_is_refused(affine: Path, tmp_path: Path) -> None:
     assert "serving_default:y" in bridge.inspect(folder).facts.notes[0]
 
 
-def test_one_tensor_under_two_input_names_is_refused(affine: Path, tmp_path: Path) -> None:
+def test_one_tensor_under_two_input_names_is_refused(
+    affine: Path, tmp_path: Path, edited: Callable[..., Path]
+) -> None:
     def change(graph) -> None:
         inputs = graph.signature_def["serving_default"].inputs
         inputs["again"].CopyFrom(inputs["x"])
@@ -147,7 +125,7 @@ def test_truncated_variables(affine: Path, tmp_path: Path, name: str, keep: floa
         bridge.load(folder)
 
 
-def test_other_model_s_variables(affine: Path, tmp_path: Path) -> None:
+def test_other_model_s_variables(affine: Path, tmp_path: Path, saved: Callable[..., Path]) -> None:
     module = tf.Module()
     module.other = tf.Variable(1.0, name="other")
     other = saved(module, tmp_path / "other")

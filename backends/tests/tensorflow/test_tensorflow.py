@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,51 +23,6 @@ from bridge.errors import (
 
 tf = pytest.importorskip("tensorflow")
 v1 = tf.compat.v1
-
-
-def edited(folder: Path, copy: Path, change) -> Path:
-    """A copy of a SavedModel whose protobuf message ``change`` has modified."""
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    shutil.copytree(folder, copy)
-    message = saved_model_pb2.SavedModel()
-    message.ParseFromString((copy / "saved_model.pb").read_bytes())
-    change(message.meta_graphs[0])
-    (copy / "saved_model.pb").write_bytes(message.SerializeToString())
-    return copy
-
-
-def saved(module: object, folder: Path, **signatures: object) -> Path:
-    tf.saved_model.save(module, str(folder), signatures=signatures)
-    return folder
-
-
-class Affine(tf.Module):
-    """y = x * scale + 1 with what TensorFlow likes to hand out as its own memory."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = tf.Variable(np.arange(4, dtype=np.float32), name="scale")
-
-    @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32, "x")], autograph=False)
-    def affine(self, x):
-        return {"y": x * self.scale + 1.0}
-
-    @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32, "x")], autograph=False)
-    def shared(self, x):
-        return {
-            "same": tf.identity(x),
-            "head": x[:1],
-            "plus_zero": x + 0.0,
-            "variable": self.scale.read_value(),
-            "constant": tf.constant(np.arange(4, dtype=np.float32)),
-            "shape": tf.shape(x),
-            "zero": tf.zeros((3,)),
-        }
-
-    @tf.function(input_signature=[tf.TensorSpec(None, tf.float32, "x")], autograph=False)
-    def anything(self, x):
-        return {"y": x * 2.0, "rank": tf.rank(x)}
 
 
 class Texts(tf.Module):
@@ -96,20 +51,7 @@ class Counter(tf.Module):
 
 
 @pytest.fixture(scope="module")
-def affine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    module = Affine()
-    folder = tmp_path_factory.mktemp("affine") / "model"
-    return saved(
-        module,
-        folder,
-        serving_default=module.affine,
-        shared=module.shared,
-        anything=module.anything,
-    )
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def texts(tmp_path_factory: pytest.TempPathFactory, saved: Callable[..., Path]) -> Path:
     module = Texts()
     return saved(module, tmp_path_factory.mktemp("texts") / "model", serving_default=module.call)
 
@@ -181,7 +123,9 @@ def test_unknown_key_offers_the_nearest(affine: Path) -> None:
         bridge.load(affine, signature="anythin")
 
 
-def test_keys_without_a_default_must_be_named(affine: Path, tmp_path: Path) -> None:
+def test_keys_without_a_default_must_be_named(
+    affine: Path, tmp_path: Path, edited: Callable[..., Path]
+) -> None:
     def change(graph) -> None:
         del graph.signature_def["serving_default"]
 
@@ -215,7 +159,7 @@ def test_tensorflow_1_with_table_and_asset(vocabulary: Path) -> None:
         assert only["word"].tolist() == ["plum", "apple", "kiwi"]
 
 
-def test_tensorflow_2_table_with_asset(tmp_path: Path) -> None:
+def test_tensorflow_2_table_with_asset(tmp_path: Path, saved: Callable[..., Path]) -> None:
     (tmp_path / "words.txt").write_text("apple\npear\n")
 
     class Lookup(tf.Module):
@@ -259,7 +203,9 @@ def test_strings(texts: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", list(DType))
-def test_every_dtype_passes_through(dtype: DType, tmp_path: Path) -> None:
+def test_every_dtype_passes_through(
+    dtype: DType, tmp_path: Path, saved: Callable[..., Path]
+) -> None:
     kind = tf.dtypes.as_dtype(dtype.numpy) if dtype is not DType.STRING else tf.string
 
     class Through(tf.Module):
@@ -353,7 +299,9 @@ def test_subset_computes_no_more_than_asked(tmp_path: Path) -> None:
             predictor.predict({"x": bad}, outputs=["goood"])
 
 
-def test_signature_defaults_may_be_left_out(affine: Path, tmp_path: Path) -> None:
+def test_signature_defaults_may_be_left_out(
+    affine: Path, tmp_path: Path, edited: Callable[..., Path]
+) -> None:
     def change(graph) -> None:
         default = tf.make_tensor_proto(X)
         graph.signature_def["serving_default"].defaults["x"].CopyFrom(default)
@@ -381,7 +329,9 @@ def test_bound_outputs_are_filled_in_place(affine: Path) -> None:
         assert isinstance(bound.outputs["shape"], np.ndarray)
 
 
-def test_state_is_declared_and_keeps_no_caller_memory(tmp_path: Path) -> None:
+def test_state_is_declared_and_keeps_no_caller_memory(
+    tmp_path: Path, saved: Callable[..., Path]
+) -> None:
     module = Counter()
     folder = saved(module, tmp_path / "model", serving_default=module.call)
     with bridge.load(folder) as predictor, bridge.load(folder) as other:

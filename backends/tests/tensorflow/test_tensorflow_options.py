@@ -17,23 +17,6 @@ X = np.float32([[1, 2, 3, 4], [5, 6, 7, 8]])
 Y = X * np.arange(4, dtype=np.float32) + 1
 
 
-@pytest.fixture(scope="module")
-def affine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    class Affine(tf.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale = tf.Variable(np.arange(4, dtype=np.float32), name="scale")
-
-        @tf.function(input_signature=[tf.TensorSpec((None, 4), tf.float32, "x")], autograph=False)
-        def affine(self, x):
-            return {"y": x * self.scale + 1.0}
-
-    module = Affine()
-    folder = tmp_path_factory.mktemp("affine") / "model"
-    tf.saved_model.save(module, str(folder), signatures={"serving_default": module.affine})
-    return folder
-
-
 @pytest.mark.parametrize(
     "options",
     [
