@@ -9,27 +9,86 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from bridge import message
-from bridge.errors import PredictTimeout, WorkerDied
+from bridge.errors import InputError, PredictorClosed, PredictTimeout, WorkerDied
 from bridge.options import Options
 from bridge.signature import Signature
 
 __all__ = ["Worker"]
 
 _GRACE_S = 2.0  # between SIGTERM and SIGKILL
+
+
+class _Spawner:
+    """A thread that starts all workers of this process, and lives as long as it does.
+
+    The kernel ends a worker when the thread that started it ends, not when the process
+    does: prctl(2), PR_SET_PDEATHSIG. So no passing thread may start one.
+    """
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self._wanted: queue.SimpleQueue[tuple[IO[bytes], Future[subprocess.Popen[bytes]]]] = (
+            queue.SimpleQueue()
+        )
+        threading.Thread(target=self._serve, name="bridge-workers", daemon=True).start()
+
+    def start(self, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+        future: Future[subprocess.Popen[bytes]] = Future()
+        self._wanted.put((errors, future))
+        return future.result()
+
+    def _serve(self) -> None:
+        while True:
+            errors, future = self._wanted.get()
+            try:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "bridge.worker"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                )
+            except BaseException as error:  # noqa: BLE001 - raised where it was asked for
+                future.set_exception(error)
+            else:
+                future.set_result(process)
+                del process  # or the last one would never be collected
+            del errors, future
+
+
+_spawner: _Spawner | None = None
+_spawner_lock = threading.Lock()
+
+
+def _started(errors: IO[bytes]) -> subprocess.Popen[bytes]:
+    global _spawner  # noqa: PLW0603 - one thread for the whole process
+    with _spawner_lock:
+        if _spawner is None or _spawner.process != os.getpid():  # a fork leaves the thread behind
+            _spawner = _Spawner()
+    return _spawner.start(errors)
+
+
+def _after_fork() -> None:
+    global _spawner_lock  # noqa: PLW0603
+    _spawner_lock = threading.Lock()  # another thread may have held it at the fork
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class Worker:
@@ -47,12 +106,11 @@ class Worker:
 
     def __init__(self) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "bridge.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-        )
+        try:
+            self._process = _started(self._errors)
+        except BaseException:
+            self._errors.close()
+            raise
 
     def load(
         self,
@@ -154,6 +212,8 @@ class Worker:
         *,
         timeout_s: float = 60.0,
     ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+        if self._errors.closed:
+            raise PredictorClosed("the worker is closed.", fix="Start another one.")
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
@@ -175,6 +235,13 @@ class Worker:
             if is_late.is_set():
                 raise self._late(fields["do"], timeout_s) from None
             raise self._died() from error
+        except InputError:  # nothing was sent
+            raise
+        except BaseException:
+            # Half a message, or an answer that nobody fetched: the next request would
+            # take it for its own.
+            self._end()
+            raise
         finally:
             watchdog.cancel()
         if is_late.is_set():  # it answered while it was being ended

@@ -8,6 +8,7 @@ make its parent run code.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bridge.dtypes import DType
-from bridge.errors import BridgeError, PredictError, error_classes
+from bridge.errors import BridgeError, DTypeMismatch, InputError, PredictError, error_classes
 
 __all__ = ["error_from", "error_to", "read", "write"]
 
@@ -38,18 +39,16 @@ def write(
         arrays: Arrays of any dtype that ``DType`` knows.
 
     Raises:
+        InputError: An array cannot travel as it is; nothing was written.
         OSError: The other side is gone.
     """
     described = []
     payload: list[npt.NDArray[Any]] = []
     for name, array in (arrays or {}).items():
-        kind = DType.of(array.dtype)
+        kind = _kind(name, array)
         item: dict[str, Any] = {"name": name, "dtype": kind.value, "shape": array.shape}
         if kind is DType.STRING:
-            item["strings"] = [
-                text.decode("utf-8", "surrogateescape") if isinstance(text, bytes) else str(text)
-                for text in array.ravel().tolist()
-            ]
+            item["strings"] = [_text(name, text) for text in array.ravel().tolist()]
         else:
             payload.append(np.ascontiguousarray(array))
         described.append(item)
@@ -91,9 +90,14 @@ def read(stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]
 
 
 def error_to(error: BridgeError) -> dict[str, Any]:
-    """An error as JSON types, for ``error_from`` on the other side."""
+    """An error as JSON types, for ``error_from`` on the other side.
+
+    A class that a plugin derived becomes the class of the bridge that it derives from.
+    """
+    known = error_classes()
+    kind = next(one for one in type(error).__mro__ if known.get(one.__name__) is one)
     return {
-        "class": type(error).__name__,
+        "class": kind.__name__,
         "message": error.message,
         "fix": error.fix,
         "backend": error.backend,
@@ -104,7 +108,7 @@ def error_to(error: BridgeError) -> dict[str, Any]:
 
 
 def error_from(data: Mapping[str, Any]) -> BridgeError:
-    """The error that ``error_to`` described, of the same class."""
+    """The error that ``error_to`` described, of the class that it names."""
     kind = error_classes().get(data["class"], PredictError)
     return kind(
         data["message"],
@@ -114,6 +118,36 @@ def error_from(data: Mapping[str, Any]) -> BridgeError:
         device=data["device"],
         **data["detail"],
     )
+
+
+def _kind(name: str, array: npt.NDArray[Any]) -> DType:
+    if not isinstance(array, np.ndarray):
+        raise InputError(
+            f"array '{name}' is of class {type(array).__name__}; wanted a numpy array.",
+            fix="Convert it with numpy.asarray(value, dtype) first.",
+        )
+    kind: DType | None = None
+    with contextlib.suppress(ValueError):  # told below
+        kind = DType.of(array.dtype)
+    if kind is None or not array.dtype.isnative:
+        raise DTypeMismatch(
+            f"array '{name}' has dtype {array.dtype.str}, which cannot go through a worker's pipe.",
+            fix="Convert it on purpose with array.astype(...), to a dtype in native byte order.",
+            got=str(array.dtype),
+        )
+    return kind
+
+
+def _text(name: str, item: object) -> str:
+    if isinstance(item, bytes):
+        return item.decode("utf-8", "surrogateescape")
+    if not isinstance(item, str):
+        raise DTypeMismatch(
+            f"array '{name}' has an element of class {type(item).__name__}; wanted strings.",
+            fix="Fill object arrays with str only.",
+            got=type(item).__name__,
+        )
+    return item
 
 
 def _exactly(stream: IO[bytes], size: int) -> bytearray:

@@ -77,6 +77,8 @@ class _Service:
 
     def measure(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         predict = self._loaded().predict
+        if not self._inputs:
+            raise PredictError("the worker has no inputs to measure with.", fix="Keep some first.")
         durations = np.zeros(int(request["calls"]), np.int64)
         for index in range(len(durations)):
             inputs = self._inputs[self._turn % len(self._inputs)]
@@ -142,6 +144,10 @@ def _answer(
 ) -> None:
     try:
         answer, results = handle(fields, arrays)
+        # Whatever cannot be sent is found out before the first byte is written.
+        message.write(answers, answer, results)
+    except BrokenPipeError:  # nobody is left to be told
+        raise
     except BridgeError as error:
         message.write(answers, {"error": message.error_to(error)})
     except Exception as error:  # noqa: BLE001 - it crosses to the parent, traceback and all
@@ -151,8 +157,6 @@ def _answer(
             traceback=traceback.format_exc(),
         )
         message.write(answers, {"error": message.error_to(wrapped)})
-    else:
-        message.write(answers, answer, results)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +21,10 @@ from bridge.errors import (
     BackendUnavailable,
     BridgeError,
     DTypeMismatch,
+    InputError,
     ModelNotFound,
     PredictError,
+    PredictorClosed,
     PredictTimeout,
     WorkerDied,
 )
@@ -59,6 +63,8 @@ class Player(bridge.Predictor):
             os.write(1, b"native noise\\n")
         if self.act == "raise":
             raise ZeroDivisionError("odd")
+        if self.act == "odd-output":
+            return {"y": np.zeros(2, "datetime64[s]")}
         return {"y": inputs["x"] * 2}
     def _close(self):
         pass
@@ -269,3 +275,72 @@ def test_a_worker_that_cannot_import_says_so(stage: Path, worker: Worker) -> Non
     with pytest.raises(BridgeError) as caught:
         worker.load(model(stage, "fine"), backend="acting")
     assert not isinstance(caught.value, (WorkerDied, BackendUnavailable))
+
+
+def test_a_worker_outlives_the_thread_that_started_it(stage: Path) -> None:
+    made: list[Worker] = []
+    thread = threading.Thread(target=lambda: made.append(Worker()))
+    thread.start()
+    thread.join()
+    with made[0] as worker:
+        worker.load(model(stage, "fine"))
+        np.testing.assert_array_equal(worker.predict(X)[0]["y"], [2, 4, 6])
+
+
+def test_an_interrupted_call_never_answers_a_later_one(
+    stage: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.load(model(stage, "fine"))
+
+    def interrupted(stream: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(message, "read", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            worker.predict(X)
+    with pytest.raises(WorkerDied):
+        worker.predict({"x": np.zeros(5, np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("array", "error"),
+    [
+        (X["x"].astype(">f4"), DTypeMismatch),
+        (np.array([1.0, None], object), DTypeMismatch),
+        (np.zeros(2, [("field", np.float32)]), DTypeMismatch),
+        ([1.0, 2.0], InputError),
+    ],
+    ids=["byte-swapped", "object", "structured", "list"],
+)
+def test_arrays_that_cannot_be_sent_are_refused(
+    stage: Path, worker: Worker, array: Any, error: type[BridgeError]
+) -> None:
+    worker.load(model(stage, "fine"))
+    with pytest.raises(error):
+        worker.predict({"x": array})
+    np.testing.assert_array_equal(worker.predict(X)[0]["y"], [2, 4, 6])
+
+
+def test_an_output_that_cannot_be_sent_ends_no_worker(stage: Path, worker: Worker) -> None:
+    worker.load(model(stage, "odd-output"))
+    with pytest.raises(DTypeMismatch, match="array 'y' has dtype"):
+        worker.predict(X)
+    assert worker.memory()
+
+
+def test_a_worker_says_what_it_lacks(stage: Path, worker: Worker) -> None:
+    worker.load(model(stage, "fine"))
+    with pytest.raises(PredictError, match="no inputs"):
+        worker.measure(3)
+    worker.close()
+    with pytest.raises(PredictorClosed):
+        worker.predict(X)
+
+
+def test_errors_of_plugins_arrive_as_the_class_they_derive_from() -> None:
+    class Special(DTypeMismatch):
+        pass
+
+    error = message.error_from(message.error_to(Special("odd.", fix="None.")))
+    assert type(error) is DTypeMismatch
