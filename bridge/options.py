@@ -102,6 +102,11 @@ class Options:
             )
         if isinstance(given, str):
             given = [given]
+        if not isinstance(given, Iterable):
+            raise OptionError(
+                f"options are of class {type(given).__name__}; wanted a dict or key=value texts.",
+                fix="Pass for example {'threads': 2}.",
+            )
         pairs = given if isinstance(given, Mapping) else dict(_split(text) for text in given)
         fields = {item.name: item for item in dataclasses.fields(cls)}
         for key in pairs:
@@ -157,7 +162,7 @@ class Options:
 
 
 def _split(text: str) -> tuple[str, str]:
-    key, sign, value = text.partition("=")
+    key, sign, value = text.partition("=") if isinstance(text, str) else ("", "", "")
     if not sign or not key.strip():
         raise OptionError(
             f"option '{text}' has no value; wanted key=value.",
@@ -229,6 +234,8 @@ def _checked(item: dataclasses.Field[Any], kind: Any, value: Any) -> Any:
     wrong = None
     if not fits:
         wrong = f"wants {_type_text(kind)}"
+    elif value != value:  # NaN, which no bound below would catch
+        wrong = "wants a number"
     elif meta["choices"] is not None and value not in meta["choices"]:
         wrong = f"wants one of {', '.join(meta['choices'])}"
     elif meta["minimum"] is not None and value < meta["minimum"]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,3 +81,16 @@ def test_describe_tells_what_a_reader_needs() -> None:
         "threads",
     )
     assert Settings.describe()[1].choices == ("none", "all")
+
+
+@pytest.mark.parametrize("given", [5, [("threads", 1)], {1: 2}, [b"threads=1"]])
+def test_options_of_another_kind_are_refused(given: Any) -> None:
+    with pytest.raises(OptionError) as caught:
+        Settings.make(given)
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("share", ["nan", float("nan")])
+def test_nan_passes_no_bounds(share: Any) -> None:
+    with pytest.raises(OptionError, match="'share' wants a number"):
+        Settings.make({"share": share})
