@@ -116,9 +116,13 @@ def doctor(*, deep: bool = False) -> Diagnosis:
     found = registry()
     reports = []
     for backend in found.backends:
-        availability = backend.probe()
         devices: tuple[str, ...] | None = None
         problem = None
+        try:
+            availability = backend.probe()
+        except Exception as error:  # noqa: BLE001 - a plugin that breaks the rule for probes
+            problem = f"{type(error).__name__}: {error}"
+            availability = Availability(installed=False, reason=f"its probe failed: {problem}")
         if deep and availability.installed:
             try:
                 devices = tuple(str(device) for device in backend.devices())

@@ -132,10 +132,21 @@ class Registry:
     def add(self, plugin: ModuleType | object, name: str, distribution: str) -> None:
         """Registers one plugin; whatever it raises is recorded in ``failures``."""
         source = f"{distribution} (plugin '{name}')"
+        # Added when all its hooks have run: half a plugin is none.
+        found: list[tuple[Names[Any], Any]] = []
+
+        def collect(names: Names[Any], kind: type) -> Callable[[Any], None]:
+            def register(item: Any) -> None:
+                if not isinstance(item, kind) or not isinstance(getattr(item, "name", None), str):
+                    raise TypeError(f"registered {item!r}; wanted an instance of {kind.__name__}")
+                found.append((names, item))
+
+            return register
+
         targets: dict[str, Callable[[Any], None]] = {
-            "register_backends": lambda item: self.backends.add(item, source),
-            "register_formats": lambda item: self.formats.add(item, source),
-            "register_adapters": lambda item: self.adapters.add(item, source),
+            "register_backends": collect(self.backends, Backend),
+            "register_formats": collect(self.formats, Format),
+            "register_adapters": collect(self.adapters, Adapter),
         }
         unique = name if name not in self.plugins else f"{name} of {distribution}"
         try:
@@ -145,10 +156,12 @@ class Registry:
                 for implementation in getattr(self.manager.hook, hook).get_hookimpls():
                     if implementation.plugin is plugin:
                         implementation.function(register)
-        except Exception as error:  # noqa: BLE001 - recorded, and shown by doctor
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - recorded, and shown by doctor
             self.manager.unregister(plugin)
             self._fail(name, distribution, error)
         else:
+            for names, item in found:
+                names.add(item, source)
             self.plugins[unique] = distribution
 
     def load_entry_points(self) -> None:

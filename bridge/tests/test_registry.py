@@ -114,3 +114,33 @@ def test_bridge_plugins_limits_loading(external: Path) -> None:
     assert run(code, external, BRIDGE_PLUGINS="torch, good_plugin") == "['torch'] []"
     assert run(code, external, BRIDGE_PLUGINS="") == "[] []"
     assert run(code, external, BRIDGE_PLUGINS="torch,nope") == "['torch'] ['nope']"
+
+
+def test_half_a_plugin_is_none(tiny: Any, plugin: Any) -> None:
+    class Half:
+        @bridge.hookimpl
+        def register_backends(self, register: Any) -> None:
+            register(tiny)
+            raise SystemExit("no licence")
+
+    made = Registry()
+    made.add(Half(), "half", "dist-half")
+    made.add(plugin(backends=(tiny, type(tiny))), "class", "dist-class")  # not an instance
+    made.add(plugin(formats=(tiny,)), "kind", "dist-kind")
+    assert [one.name for one in made.failures] == ["half", "class", "kind"]
+    assert "wanted an instance of Backend" in str(made.failures[1].error)
+    assert "wanted an instance of Format" in str(made.failures[2].error)
+    assert list(made.backends) == []
+    assert list(made.formats) == []
+
+
+def test_doctor_reports_a_probe_that_raises(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def probe() -> bridge.Availability:
+        raise RuntimeError("broken probe")
+
+    monkeypatch.setattr(tiny, "probe", probe)
+    found = bridge.doctor(deep=True)
+    (report,) = found.backends
+    assert report.problem == "RuntimeError: broken probe"
+    assert not report.availability.installed
+    assert not found.is_healthy
