@@ -218,7 +218,7 @@ class ModelRef:
             found = _recognise(FileProbe(None, data[:_HEAD_BYTES], data), known)
             return cls(format=found, data=data, **said)
         if isinstance(model, (str, os.PathLike)):
-            path = Path.cwd() / os.fspath(model)
+            path = _absolute(Path(os.fsdecode(model)))
             found = _recognise(_probe(path), known)
             return cls(format=found, path=path, **said)
         for candidate in known:
@@ -292,6 +292,17 @@ class ModelRef:
         folder = self.folder
         listing = sorted((os.path.relpath(path, folder), _file_digest(path)) for path in files)
         return hashlib.sha256(repr(listing).encode()).hexdigest()
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        raise ModelNotFound(
+            f"there is no model at '{path}': the current folder was removed.",
+            fix="Pass an absolute path.",
+            model=str(path),
+        ) from None
 
 
 def _probe(path: Path) -> FileProbe:

@@ -127,3 +127,26 @@ def test_zip_members_are_seen_without_their_top_folder(tmp_path: Path) -> None:
     assert FileProbe(path, path.read_bytes()).members == {"code/x.py", "data.pkl"}
     path.write_bytes(path.read_bytes()[:40])
     assert FileProbe(path, path.read_bytes()).members == frozenset()
+
+
+def test_paths_need_no_current_folder(
+    tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(b"TINY")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert open_model(path).path == path
+    with pytest.raises(ModelNotFound, match="current folder was removed"):
+        open_model("m")
+
+
+def test_path_objects_may_hold_bytes(tmp_path: Path, tiny: Any) -> None:
+    class Encoded:
+        def __fspath__(self) -> bytes:
+            return os.fsencode(tmp_path / "m")
+
+    (tmp_path / "m").write_bytes(b"TINY")
+    assert open_model(Encoded()).path == tmp_path / "m"
