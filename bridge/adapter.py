@@ -97,7 +97,14 @@ class Adapter(ABC):
                 f"there is no folder '{target.parent}'.", fix="Create it, or choose another path."
             )
         model.format.check(model)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}.", dir=target.parent))
+        try:
+            work = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}.", dir=target.parent))
+        except OSError as error:
+            raise ConversionError(
+                f"the folder '{target.parent}' cannot be written to: {error.strerror}.",
+                fix="Choose another path.",
+                model=model.name,
+            ) from error
         try:
             made = work / target.name
             with native_output(logger(self.name)):

@@ -194,7 +194,7 @@ class Backend(ABC):
             if refusal is not None:
                 raise UnsupportedModel(refusal.reason, fix=refusal.fix, format=model.format.name)
             model.format.check(model)
-            if where != CPU and where not in self.devices():
+            if where != CPU and where not in self._reported_devices():
                 raise self.missing_device(where)
             capabilities = self.capabilities(where)
             predictor, executor = self._loaded(model, where, chosen, capabilities)
@@ -239,6 +239,22 @@ class Backend(ABC):
             )
         return found
 
+    def _reported_devices(self) -> tuple[Device, ...]:
+        try:
+            return self.devices()
+        except BridgeError:
+            raise
+        except ImportError as error:
+            raise self._import_failed(error) from error
+        except Exception as error:
+            raise translate(error, self.error_rules(), DeviceUnavailable) from error
+
+    def _import_failed(self, error: ImportError) -> BackendUnavailable:
+        return BackendUnavailable(
+            f"backend '{self.name}' is installed, but importing it failed: {error}.",
+            fix="Reinstall the runtime; 'bridge doctor' shows what is installed.",
+        )
+
     def _loaded(
         self, model: ModelRef, device: Device, options: Options, capabilities: Capabilities
     ) -> tuple[Predictor, ThreadPoolExecutor | None]:
@@ -259,10 +275,7 @@ class Backend(ABC):
                 if isinstance(error, BridgeError):
                     raise
                 if isinstance(error, ImportError):
-                    raise BackendUnavailable(
-                        f"backend '{self.name}' is installed, but importing it failed: {error}.",
-                        fix="Reinstall the runtime; 'bridge doctor' shows what is installed.",
-                    ) from error
+                    raise self._import_failed(error) from error
                 # What the runtime printed often says more than what it raised.
                 raise translate(
                     error,

@@ -143,3 +143,20 @@ def test_doctor_reports_runtimes_devices_and_breakage(tiny: Any) -> None:
 def test_live_objects_and_odd_paths_are_named(tiny: Any) -> None:
     with pytest.raises(UnsupportedModel, match="class numpy.ndarray is no model"):
         bridge.load(np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("raised", "error"),
+    [(ImportError("no libfoo"), BackendUnavailable), (OSError("no libfoo"), DeviceUnavailable)],
+)
+def test_a_runtime_that_cannot_tell_its_devices(
+    tiny: Any, tiny_model: Path, raised: Exception, error: type[BridgeError]
+) -> None:
+    def fail() -> None:
+        raise raised
+
+    tiny.devices = fail
+    with pytest.raises(error, match="no libfoo") as caught:
+        bridge.load(tiny_model, device="cuda")
+    assert caught.value.__cause__ is raised
+    assert (caught.value.backend, caught.value.device) == ("tiny", "cuda:0")
