@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bridge_cli import exit_codes
+from bridge_cli.arguments import AsJson
 
 if TYPE_CHECKING:
     from bridge.cache import Entry
 
 __all__ = ["app"]
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 app = typer.Typer(
     name="cache",

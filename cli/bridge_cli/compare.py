@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bridge_cli import exit_codes
+from bridge_cli.arguments import AsJson
 from bridge_cli.profile import (
     BatchDim,
     Dims,
@@ -96,7 +97,7 @@ def compare(
         int,
         typer.Option(min=0, metavar="N", help="Rounds of measurement; 0 compares outputs only."),
     ] = 15,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare backends and formats: do they agree, how fast?
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bridge_cli.arguments import AsJson, Model, Trust
+
 if TYPE_CHECKING:
     from bridge.adapter import Adapter
     from bridge.model import ModelRef
@@ -26,7 +28,7 @@ or its converter is not installed; 7 if it fails; others as in 'bridge --help'.
 
 
 def convert(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file or folder.")],
+    model: Model,
     to: Annotated[str, typer.Option(metavar="FORMAT", help="Name of the format to write.")],
     out: Annotated[
         Path,
@@ -44,10 +46,8 @@ def convert(
         str | None,
         typer.Option(metavar="KEY", help="Which of a SavedModel's signatures to convert."),
     ] = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="The model may run code of its own.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    trust: Trust = False,
+    as_json: AsJson = False,
 ) -> None:
     """Convert a model to another format."""
     from bridge.loading import open_model

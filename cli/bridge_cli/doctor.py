@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bridge_cli import exit_codes
+from bridge_cli.arguments import AsJson
 
 if TYPE_CHECKING:
     from bridge.diagnosis import BackendReport, Diagnosis
@@ -28,7 +29,7 @@ def doctor(
         bool,
         typer.Option("--deep", help="Import every runtime and ask it for its devices; seconds."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what is installed, what is missing, and what to type."""
     from bridge_cli.render import Progress, print_json

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from bridge_cli import exit_codes
+from bridge_cli.arguments import AsJson, Model, Trust
 
 if TYPE_CHECKING:
     from bridge.inspection import Candidate, Inspection
@@ -29,11 +30,9 @@ _TENSORS_SHOWN = 60
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file or folder.")],
-    trust: Annotated[
-        bool, typer.Option("--trust", help="The model may run code of its own.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    model: Model,
+    trust: Trust = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show what a model is, and which backends take it.
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bridge_cli.arguments import AsJson
+
 if TYPE_CHECKING:
     from bridge.options import OptionField
 
@@ -25,7 +27,7 @@ def options(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="A backend, or an adapter of 'bridge convert'.")
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List what --option can set on a backend or adapter."""
     from bridge.registry import registry

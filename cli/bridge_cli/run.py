@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bridge_cli.arguments import AsJson, Model, Trust
 from bridge_cli.profile import (
     BatchDim,
     Dims,
@@ -44,7 +45,7 @@ Exit status: 0, or that of the error (see 'bridge --help').
 
 
 def run(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file or folder.")],
+    model: Model,
     backend: Annotated[
         str | None, typer.Option(metavar="NAME", help="Backend; else the one native to the format.")
     ] = None,
@@ -59,9 +60,7 @@ def run(
         ),
     ] = None,
     signature: SignatureText = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="The model may run code of its own.")
-    ] = False,
+    trust: Trust = False,
     inputs: Inputs = None,
     rows: Rows = 1,
     batch_dim: BatchDim = None,
@@ -79,7 +78,7 @@ def run(
         typer.Option("--out", "-o", metavar="OUT.npz", help="Write the outputs to this file."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT.npz if it exists.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Load a model, call it once, and show what it says."""
     profile = make_profile(
