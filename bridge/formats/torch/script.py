@@ -33,7 +33,7 @@ class TorchScript(Format):
     """A ``torch.jit.save`` archive.
 
     Its code is text in a subset of Python, interpreted by torch; without ``trust`` every
-    operator in it has to be on the list of ``bridge.formats.torch.operators``. Quantized
+    operator in it has to be on the list in ``operators.txt``. Quantized
     operators and those of other libraries (torchvision, torchaudio) are not.
     """
 
