@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,12 @@ def agreement(
     same_odd = (np.isnan(wanted) & np.isnan(got)) | (wanted == got)
     has_odd = bool(np.any(~is_finite & ~same_odd))
     left, right = got[is_finite], wanted[is_finite]
-    difference = np.abs(left - right)
+    if reference.dtype.kind in "iu":
+        # In float64, large ids that differ by little would look equal.
+        high, low = np.maximum(other, reference), np.minimum(other, reference)
+        difference = (high.astype(np.uint64) - low.astype(np.uint64)).astype(np.float64).ravel()
+    else:
+        difference = np.abs(left - right)
     size = np.abs(right)
     nonzero = size > 0
     norms = float(np.linalg.norm(left)) * float(np.linalg.norm(right))
@@ -86,10 +91,19 @@ def agreement(
     )
 
 
-def match_inputs(reference: Signature, other: Signature) -> dict[str, str]:
-    """For each required input of ``other``, the reference's input that feeds it.
+def match_inputs(
+    reference: Signature, other: Signature, given: Collection[str] | None = None
+) -> dict[str, str]:
+    """For each input of ``other``, the reference's input that feeds it.
 
-    By name, then by native tensor name, then by unique dtype and rank.
+    By name, then by native tensor name, then by unique dtype and rank. Inputs of
+    ``other`` that have a default are only fed where they have a counterpart.
+
+    Args:
+        reference: Signature that the inputs were made for.
+        other: Signature to feed.
+        given: Names of the reference's inputs that have values; ``None`` means the
+            required ones.
 
     Raises:
         InputError: An input has no counterpart.
@@ -100,15 +114,20 @@ def match_inputs(reference: Signature, other: Signature) -> dict[str, str]:
         unknown = one.shape is None or source.shape is None
         return same_dtype and (unknown or len(one.shape or ()) == len(source.shape or ()))
 
-    found = _match(other.required, reference.inputs, could_be)
+    names = [spec.name for spec in reference.required] if given is None else given
+    offered = [spec for spec in reference.inputs if spec.name in names]
+    found = _match(other.required, offered, could_be)
     for spec in other.required:
         if spec.name not in found:
             raise InputError(
-                f"input '{spec}' has no counterpart in the reference, whose inputs are "
-                f"{', '.join(reference.input_names)}.",
-                fix=nearest(spec.name, reference.input_names),
+                f"input '{spec}' has no counterpart in the inputs given to the reference: "
+                f"{', '.join(names)}.",
+                fix=nearest(spec.name, names),
                 input=spec.name,
             )
+    defaults = [spec for spec in other.inputs if spec.has_default]
+    left = [spec for spec in offered if spec.name not in found.values()]
+    found |= _match(defaults, left, could_be)
     return found
 
 
@@ -121,14 +140,17 @@ def match_outputs(
 ) -> dict[str, str]:
     """For each output of the reference, the other's name for it.
 
-    As given, then by name, by native tensor name, by unique dtype and shape of the
-    results; never by position.
+    As given (where ``other`` has that name, or lacks the reference's), then by name, by
+    native tensor name, by unique dtype and shape of the results; never by position.
 
     Raises:
         InputError: ``given`` names an output that does not exist.
     """
     pairs = dict(given or {})
-    for ours, theirs in pairs.items():
+    for ours, theirs in given.items() if given else ():
+        if theirs not in other.output_names and ours in other.output_names:
+            del pairs[ours]  # this one calls it as the reference does
+            continue
         for name, valid in ((ours, reference.output_names), (theirs, other.output_names)):
             if name not in valid:
                 raise InputError(

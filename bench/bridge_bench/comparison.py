@@ -307,7 +307,7 @@ def _start(
     """First call, agreement with the reference, warm-up, and the number of calls a turn."""
     ours = {name: name for name in inputs[0]}
     if reference is not None:
-        ours = match_inputs(reference.worker.signature, worker.signature)
+        ours = match_inputs(reference.worker.signature, worker.signature, tuple(inputs[0]))
     renamed = [{name: one[source] for name, source in ours.items()} for one in inputs]
     results, arm.first_call_s = worker.predict(renamed[0], timeout_s=120.0)
     outputs = [results] + [worker.predict(one, timeout_s=120.0)[0] for one in renamed[1:]]

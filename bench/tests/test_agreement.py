@@ -103,3 +103,32 @@ def test_inputs_are_matched_even_where_dtypes_are_unknown() -> None:
     assert match_inputs(single, unknown) == {"input": "x"}
     with pytest.raises(InputError, match="no counterpart"):
         match_inputs(ours, unknown)
+
+
+def test_large_integers_that_differ_by_one_do_not_agree() -> None:
+    for kind, values in ((np.int64, (2**60, 2**60 + 1)), (np.uint64, (2**64 - 1, 2**64 - 2))):
+        found = agreement("y", np.array(values[:1], kind), "y", np.array(values[1:], kind))
+        assert found.max_abs == 1
+        assert not found.passes(0)
+    ends = np.array([-(2**63), 5], np.int64), np.array([2**63 - 1, 5], np.int64)
+    assert agreement("y", ends[0], "y", ends[1]).max_abs == float(2**64 - 1)
+
+
+def test_inputs_with_a_default_are_fed_what_the_reference_is_fed() -> None:
+    optional = TensorSpec("k", F32, (1,), has_default=True)
+    x, required = TensorSpec("x", F32, ("N", 2)), TensorSpec("k", F32, (1,))
+    ours = Signature((x, optional), ())
+    assert match_inputs(ours, ours) == {"x": "x"}
+    assert match_inputs(ours, ours, ("x", "k")) == {"x": "x", "k": "k"}
+    with pytest.raises(InputError, match="no counterpart in the inputs given"):
+        match_inputs(ours, Signature((x, required), ()))
+
+
+def test_a_map_of_outputs_leaves_those_alone_that_need_none() -> None:
+    same = Signature((), (TensorSpec("a", F32, (1,)), TensorSpec("b", F32, (1,))))
+    results = {"a": np.zeros(1), "b": np.zeros(1)}
+    given = {"a": "other:0", "b": "other:1"}
+    assert match_outputs(same, same, results, results, given) == {"a": "a", "b": "b"}
+    third = Signature((), (TensorSpec("c", F32, (1,)),))
+    with pytest.raises(InputError, match="names output 'other:0'"):
+        match_outputs(same, third, results, {"c": np.zeros(1)}, given)

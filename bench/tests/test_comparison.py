@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from bridge_bench import comparison
 
 PLUGIN = """
 import os, time
@@ -172,3 +175,33 @@ def test_unknown_backends_and_wrong_maps_are_told(compare: Any) -> None:
     assert compare(backends=["exat"])["raised"] == "BackendNotFound"
     found = compare(backends=["exact", "off"], output_map={"yy": "y"}, rounds=0)
     assert by_backend(found)["off"]["error"]["class"] == "InputError"
+
+
+def test_inputs_with_a_default_reach_every_arm(tmp_path: Path) -> None:
+    for runtime in ("onnxruntime", "onnx"):
+        pytest.importorskip(runtime)
+    from onnx import TensorProto, helper
+
+    def model(name: str, initializers: list[Any]) -> Path:
+        x, k, y = (
+            helper.make_tensor_value_info(item, TensorProto.FLOAT, [None] if item != "k" else [1])
+            for item in "xky"
+        )
+        node = helper.make_node("Mul", ["x", "k"], ["y"])
+        graph = helper.make_graph([node], "scaled", [x, k], [y], initializers)
+        opsets = [helper.make_opsetid("", 17)]
+        path = tmp_path / name
+        made = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+        path.write_bytes(made.SerializeToString())
+        return path
+
+    default = helper.make_tensor("k", TensorProto.FLOAT, [1], [2.0])
+    optional, required = model("optional.onnx", [default]), model("required.onnx", [])
+    samples = {"x": np.ones(3, np.float32), "k": np.full(1, 5, np.float32)}
+    names = ["onnxruntime", "reference"]
+    found = comparison.compare([optional], backends=names, samples=samples, rounds=0)
+    assert [arm.error for arm in found.arms] == [None, None]
+    assert found.all_agree
+    found = comparison.compare([optional, required], backends=names[:1], rounds=0)
+    assert found.arms[0].error is None
+    assert "no counterpart" in str(found.arms[1].error)
