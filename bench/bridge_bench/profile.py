@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -50,9 +54,11 @@ class InputProfile:
     def make(self, signature: Signature, variant: int = 0) -> Arrays:
         """Inputs that fit the signature; another ``variant`` gives other values.
 
+        Inputs that have a default are made where ``shapes`` or ``constants`` name them.
+
         Raises:
-            InputError: The signature leaves a dtype or rank open, or a name given in
-                this profile is none of its inputs.
+            InputError: The signature leaves a dtype or rank open, a name given in this
+                profile is none of its inputs or dims, or a number is out of range.
         """
         for name in (*self.shapes, *self.constants):
             if name not in signature.input_names:
@@ -61,21 +67,38 @@ class InputProfile:
                     fix=nearest(name, signature.input_names),
                     input=name,
                 )
+        named = {item for spec in signature.inputs for item in spec.shape or () if item}
+        dims = sorted(item for item in named if isinstance(item, str))
+        for name in (*self.dims, *([] if self.batch_dim is None else [self.batch_dim])):
+            if name not in dims:
+                raise InputError(
+                    f"the profile names dim '{name}', which no input of the signature has.",
+                    fix=nearest(name, dims),
+                    dim=name,
+                )
+        sizes_given = (self.rows, *self.dims.values(), *itertools.chain(*self.shapes.values()))
+        if min(sizes_given) < 0 or self.highest_id < 0:
+            raise InputError(
+                "the profile has a negative size or highest id.", fix="Give numbers from 0 on."
+            )
+        # What the profile names is made, whether or not it could be left out.
+        wanted = tuple(
+            dataclasses.replace(spec, has_default=False)
+            for spec in signature.inputs
+            if not spec.has_default or spec.name in self.shapes or spec.name in self.constants
+        )
         try:
-            sizes = self._sizes(signature)
+            sizes = self._sizes(wanted)
         except ValueError as error:
             raise InputError(
                 f"no inputs can be made: {error}",
                 fix="Give the shape, or real inputs from a file.",
             ) from error
         generator = np.random.default_rng([self.seed, variant])
-        return {
-            spec.name: self._array(spec, sizes[spec.name], generator) for spec in signature.required
-        }
+        return {spec.name: self._array(spec, sizes[spec.name], generator) for spec in wanted}
 
-    def _sizes(self, signature: Signature) -> dict[str, tuple[int, ...]]:
-        named = [spec for spec in signature.required if spec.name not in self.shapes]
-        rest = Signature(tuple(named), ())
+    def _sizes(self, wanted: tuple[TensorSpec, ...]) -> dict[str, tuple[int, ...]]:
+        rest = Signature(tuple(spec for spec in wanted if spec.name not in self.shapes), ())
         found = rest.concrete_shapes(self.rows, batch_dim=self.batch_dim, dims=self.dims)
         return {**found, **self.shapes}
 
@@ -110,7 +133,9 @@ class InputProfile:
     def _constant(self, spec: TensorSpec, kind: DType, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         value = self.constants[spec.name]
         limits = np.iinfo(kind.numpy) if kind.is_integer else None
-        if limits is not None and not (value == int(value) and limits.min <= value <= limits.max):
+        if limits is not None and not (
+            math.isfinite(value) and value == int(value) and limits.min <= value <= limits.max
+        ):
             raise InputError(
                 f"the constant {value} for input '{spec.name}' is no {kind}.",
                 fix=f"Give a whole number from {limits.min} to {limits.max}.",
@@ -133,9 +158,9 @@ def read_inputs(path: Path, signature: Signature) -> Arrays:
         raise ModelNotFound(f"there is no inputs file at '{path}'.", fix="Check the path.")
     try:
         arrays = _read(path, signature)
-    except (ValueError, OSError, EOFError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (ValueError, TypeError, OverflowError, OSError, EOFError, KeyError, BadZipFile) as error:
         raise InputError(
             f"the inputs file '{path}' cannot be read: {error}.",
             fix="Write it with numpy.savez(path, name=array, ...); pickled objects are refused.",
@@ -145,8 +170,12 @@ def read_inputs(path: Path, signature: Signature) -> Arrays:
 
 def _read(path: Path, signature: Signature) -> dict[str, Any]:
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: _stringless(archive[name]) for name in archive.files}
+        with path.open("rb") as stream:  # numpy leaves a damaged archive open
+            archive = np.load(stream, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise InputError(f"'{path}' holds a single array.", fix="Call it .npy.")
+            with archive:
+                return {name: _stringless(archive[name]) for name in archive.files}
     if path.suffix == ".npy":
         names = [spec.name for spec in signature.required]
         if len(names) != 1:
@@ -154,7 +183,8 @@ def _read(path: Path, signature: Signature) -> dict[str, Any]:
                 f"'{path}' holds one array, but the signature requires {len(names)} inputs.",
                 fix="Use a .npz file with one array per input name.",
             )
-        return {names[0]: _stringless(np.load(path, allow_pickle=False))}
+        with path.open("rb") as stream:
+            return {names[0]: _stringless(np.lib.format.read_array(stream, allow_pickle=False))}
     if path.suffix == ".json":
         data = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(data, dict):
@@ -164,15 +194,31 @@ def _read(path: Path, signature: Signature) -> dict[str, Any]:
             )
         known = {spec.name: spec for spec in signature.inputs}
         return {
-            name: np.array(values, known[name].dtype.numpy)  # type: ignore[union-attr]
-            if name in known and known[name].dtype is not None
-            else np.array(values)
+            name: _typed(name, values, known[name].dtype if name in known else None)
             for name, values in data.items()
         }
     raise InputError(
         f"'{path}' has the suffix '{path.suffix}'; wanted .npz, .npy or .json.",
         fix="Write the inputs with numpy.savez(path, name=array, ...).",
     )
+
+
+def _typed(name: str, values: Any, kind: DType | None) -> npt.NDArray[Any]:
+    """JSON values in the dtype of the signature, unless that would change them."""
+    if kind is None:
+        return np.array(values)
+    if kind is DType.STRING:
+        return np.array(values, object)
+    plain = np.array(values)
+    numbers = "b" if kind is DType.BOOL else "iu" if kind.is_integer else "iuf"
+    if plain.size and plain.dtype.kind not in numbers:
+        raise InputError(
+            f"the values for input '{name}' are of dtype {plain.dtype}; the signature wants "
+            f"{kind}.",
+            fix="Write true and false for booleans, and whole numbers for integers.",
+            input=name,
+        )
+    return np.array(values, kind.numpy)
 
 
 def _stringless(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

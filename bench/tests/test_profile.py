@@ -106,3 +106,56 @@ def test_wrong_files_are_refused(tmp_path: Path, narrow: Signature) -> None:
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError):
             read_inputs(tmp_path / name, narrow)
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        InputProfile(dims={"TT": 7}),
+        InputProfile(rows=8, batch_dim="M"),
+        InputProfile(rows=-1),
+        InputProfile(highest_id=-1),
+        InputProfile(shapes={"tiny": (-2,)}),
+        InputProfile(constants={"ids": float("nan")}),
+        InputProfile(constants={"ids": float("inf")}),
+    ],
+    ids=str,
+)
+def test_profiles_that_cannot_be_meant_are_refused(profile: InputProfile) -> None:
+    with pytest.raises(InputError):
+        profile.make(SIGNATURE)
+
+
+def test_inputs_with_a_default_are_made_where_they_are_named() -> None:
+    made = InputProfile(constants={"optional": 2.5}).make(SIGNATURE)
+    np.testing.assert_array_equal(made["optional"], np.array([2.5], np.float32))
+
+
+def test_damaged_and_misnamed_archives_are_input_errors(tmp_path: Path) -> None:
+    signature = Signature((TensorSpec("x", DType.FLOAT32, (None,)),), ())
+    np.savez(tmp_path / "whole.npz", x=np.zeros(100, np.float32))
+    np.save(tmp_path / "array.npy", np.zeros(3, np.float32))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    flipped = bytearray(whole)
+    flipped[200] ^= 255
+    odd: dict[str, bytes | bytearray] = {
+        "cut.npz": whole[:200],
+        "flipped.npz": flipped,
+        "single.npz": (tmp_path / "array.npy").read_bytes(),
+        "archive.npy": whole,
+    }
+    for name, data in odd.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError):
+            read_inputs(tmp_path / name, signature)
+    assert read_inputs(tmp_path / "array.npy", signature)["x"].shape == (3,)
+
+
+@pytest.mark.parametrize(
+    "values", ["[1.5]", "[300]", "[null]", '["1"]', "[true]", '{"a": 1}', "[[1], [1, 2]]"]
+)
+def test_json_values_are_never_changed_to_fit(tmp_path: Path, values: str) -> None:
+    (tmp_path / "in.json").write_text(f'{{"x": {values}}}')
+    signature = Signature((TensorSpec("x", DType.INT8, (None,)),), ())
+    with pytest.raises(InputError):
+        read_inputs(tmp_path / "in.json", signature)
