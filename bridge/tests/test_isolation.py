@@ -279,11 +279,15 @@ def test_a_worker_that_cannot_import_says_so(stage: Path, worker: Worker) -> Non
 
 def test_a_worker_outlives_the_thread_that_started_it(stage: Path) -> None:
     made: list[Worker] = []
-    thread = threading.Thread(target=lambda: made.append(Worker()))
+
+    def start() -> None:
+        made.append(Worker())
+        made[0].load(model(stage, "fine"))  # it has asked for its signal by then
+
+    thread = threading.Thread(target=start)
     thread.start()
     thread.join()
     with made[0] as worker:
-        worker.load(model(stage, "fine"))
         np.testing.assert_array_equal(worker.predict(X)[0]["y"], [2, 4, 6])
 
 
