@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import select
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from bridge.signature import Signature
 
 __all__ = ["Worker"]
 
+_SIGNALS_MS = 200  # how long a signal may wait to be looked at
 _GRACE_S = 2.0  # between SIGTERM and SIGKILL
 
 
@@ -230,6 +232,12 @@ class Worker:
         watchdog.start()
         try:
             message.write(process.stdin, fields, arrays)
+            # Not straight into a read: a signal that arrives just before one, such as
+            # Ctrl-C, is only looked at when the read returns, which may be never.
+            poller = select.poll()
+            poller.register(process.stdout, select.POLLIN)
+            while not poller.poll(_SIGNALS_MS):
+                pass
             answer, results = message.read(process.stdout)
         except (OSError, EOFError) as error:
             if is_late.is_set():
