@@ -15,6 +15,9 @@ KINDS = ("cpu", "cuda", "gpu", "npu", "auto")
 """Known device kinds. ``gpu``, ``npu`` and ``auto`` are OpenVINO's words for its devices."""
 
 
+_SINGLE = ("cpu", "auto")
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Device:
     """A device as ``kind:index``; ``str()`` gives back the text that ``parse`` takes."""
@@ -23,7 +26,7 @@ class Device:
     index: int = 0
 
     def __str__(self) -> str:
-        return self.kind if self.kind in ("cpu", "auto") else f"{self.kind}:{self.index}"
+        return self.kind if self.kind in _SINGLE else f"{self.kind}:{self.index}"
 
     @classmethod
     def parse(cls, text: str | Device) -> Device:
@@ -34,8 +37,11 @@ class Device:
         """
         if isinstance(text, Device):
             return text
+        text = str(text)
         match = re.fullmatch(r"([a-z]+)(?::(\d{1,3}))?", text.strip().lower())
-        if match is None or match[1] not in KINDS:
+        is_known = match is not None and match[1] in KINDS
+        # There is one "cpu" and one "auto"; another index would silently mean the first.
+        if match is None or not is_known or (match[1] in _SINGLE and int(match[2] or 0)):
             kind = text.partition(":")[0]
             raise DeviceUnavailable(
                 f"device '{text}' is unknown; wanted KIND or KIND:INDEX, such as cpu or cuda:0.",
