@@ -115,6 +115,9 @@ class Adapter(ABC):
             error.model = error.model or model.name
             raise
         except Exception as error:
-            raise translate(error, self.error_rules(), ConversionError, model=model.name) from error
+            frame = f"{self.name} could not convert {model.name}"
+            raise translate(
+                error, self.error_rules(), ConversionError, frame=frame, model=model.name
+            ) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -10,19 +10,23 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import importlib.util
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from bridge.capabilities import Capabilities, ThreadSafety
 from bridge.device import CPU, Device
+from bridge.dtypes import DType
 from bridge.errors import (
     BackendUnavailable,
     BridgeError,
     DeviceUnavailable,
     ErrorRule,
+    InvalidModel,
+    ModelError,
     ModelLoadFailed,
     SilentFallback,
     UnsupportedModel,
@@ -34,6 +38,22 @@ from bridge.options import Options
 from bridge.predictor import Predictor
 
 __all__ = ["Availability", "Backend", "Refusal", "find_runtime"]
+
+# What Python itself raises for damaged files, whatever the runtime.
+_BROKEN = (
+    ErrorRule(
+        UnicodeDecodeError,
+        InvalidModel,
+        message="the model holds a name that is no UTF-8 text.",
+        fix="The file may be damaged; export or copy it again.",
+    ),
+    ErrorRule(
+        zipfile.BadZipFile,
+        InvalidModel,
+        message="the model's archive is damaged.",
+        fix="Export or copy it again.",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +79,11 @@ class Availability:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a backend cannot take a model: one sentence, and the fix."""
+    """Why a backend cannot take a model: one sentence, the fix, and the facts as data."""
 
     reason: str
     fix: str = ""
+    detail: Mapping[str, str] = field(default_factory=dict)
 
 
 def find_runtime(
@@ -160,14 +181,33 @@ class Backend(ABC):
 
     def refuse(self, model: ModelRef, device: Device) -> Refusal | None:
         """Why it cannot take this model, told without the runtime; ``None`` if it may."""
-        formats = self.capabilities(device).formats
+        capabilities = self.capabilities(device)
+        formats = capabilities.formats
         if model.format.name in formats:
-            return None
+            return self._refuse_dtypes(model, capabilities.dtypes)
         return Refusal(
             f"{self.name} does not load {model.format.title}; it loads "
             f"{', '.join(sorted(formats)) or 'nothing here'}.",
             f"Use backend='{model.format.native_backend}', or convert the model.",
         )
+
+    def _refuse_dtypes(self, model: ModelRef, dtypes: frozenset[DType]) -> Refusal | None:
+        """Why the types of a model's tensors cannot be passed, where its bytes tell them."""
+        try:
+            signatures = model.facts.signatures
+        except ModelError:
+            return None  # a broken model is refused by name in load
+        if not dtypes or (model.signature_key is None and len(signatures) != 1):
+            return None
+        signature = signatures.get(model.signature_key or next(iter(signatures)))
+        for spec in () if signature is None else (*signature.inputs, *signature.outputs):
+            if spec.dtype is not None and spec.dtype not in dtypes:
+                return Refusal(
+                    f"'{spec.name}' is {spec.dtype}, which {self.name} does not take.",
+                    "Use another backend, or cast it inside the model.",
+                    {"tensor": spec.name, "dtype": spec.dtype.value},
+                )
+        return None
 
     def load(
         self,
@@ -190,9 +230,23 @@ class Backend(ABC):
         context = {"backend": self.name, "model": model.name, "device": str(where)}
         try:
             chosen = self.options_type.make(options)
+            if where.kind not in self.device_kinds:
+                raise self.missing_device(where)
             refusal = self.refuse(model, where)
             if refusal is not None:
-                raise UnsupportedModel(refusal.reason, fix=refusal.fix, format=model.format.name)
+                raise UnsupportedModel(
+                    refusal.reason,
+                    fix=refusal.fix,
+                    format=model.format.name,
+                    **refusal.detail,
+                )
+            if model.signature_key and not model.format.has_signature_keys:
+                raise UnsupportedModel(
+                    f"the model has no signature '{model.signature_key}': "
+                    f"{model.format.title} models have one, without a key.",
+                    fix="Leave the signature out.",
+                    wanted=model.signature_key,
+                )
             model.format.check(model)
             if where != CPU and where not in self._reported_devices():
                 raise self.missing_device(where)
@@ -247,7 +301,8 @@ class Backend(ABC):
         except ImportError as error:
             raise self._import_failed(error) from error
         except Exception as error:
-            raise translate(error, self.error_rules(), DeviceUnavailable) from error
+            frame = f"{self.name} could not list its devices"
+            raise translate(error, self.error_rules(), DeviceUnavailable, frame=frame) from error
 
     def _import_failed(self, error: ImportError) -> BackendUnavailable:
         return BackendUnavailable(
@@ -279,8 +334,9 @@ class Backend(ABC):
                 # What the runtime printed often says more than what it raised.
                 raise translate(
                     error,
-                    self.error_rules(),
+                    (*self.error_rules(), *_BROKEN),
                     ModelLoadFailed,
+                    frame=f"{self.name} could not load {model.name}",
                     native_log=list(printed.lines[-20:]),
                 ) from error
 

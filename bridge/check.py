@@ -188,12 +188,14 @@ def as_array(spec: TensorSpec, value: Any) -> npt.NDArray[Any]:
     ):
         if not isinstance(value, np.generic):
             kind = type(value)
+            where = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+            wanted = "object" if spec.dtype is DType.STRING else f"numpy.{spec.dtype or 'float32'}"
             raise InputError(
-                f"input '{spec.name}' is of class {kind.__module__}.{kind.__qualname__}; "
+                f"input '{spec.name}' is of class {where}{kind.__qualname__}; "
                 "wanted a numpy array.",
-                fix=f"Pass numpy.asarray(value, numpy.{spec.dtype or 'float32'}).".replace(
-                    "numpy.string", "object"
-                ),
+                fix="Leave it out, or pass an array."
+                if value is None
+                else f"Pass numpy.asarray(value, {wanted}).",
                 input=spec.name,
             )
         array = np.asarray(value)

@@ -279,18 +279,28 @@ def translate(
     error: BaseException,
     rules: Iterable[ErrorRule],
     default: type[BridgeError],
+    *,
+    frame: str = "the runtime failed",
     **context: Any,
 ) -> BridgeError:
     """The bridge's error for a foreign one; the caller raises it ``from`` the original.
 
     The first rule that fits wins, so that a table lists the special before the
-    general. ``MemoryError`` always becomes ``OutOfMemory``.
+    general. ``MemoryError`` becomes ``OutOfMemory`` unless a rule says otherwise.
+
+    Args:
+        error: What was raised.
+        rules: The table.
+        default: The class where no rule fits.
+        frame: Who failed at what, for texts that are the runtime's own.
+        **context: Attributes of the new error.
     """
     if isinstance(error, BridgeError):
         return error
     text = str(error).strip()
     first_line = _first_line(text) or type(error).__name__
-    for rule in (*rules, ErrorRule(MemoryError, OutOfMemory)):
+    whole = "The runtime's whole text is in detail['native_error']."
+    for rule in (*rules, ErrorRule(MemoryError, OutOfMemory, fix="Use smaller batches.")):
         if not isinstance(error, rule.foreign):
             continue
         match = re.search(rule.pattern, text, re.DOTALL) if rule.pattern else None
@@ -298,17 +308,22 @@ def translate(
             continue
         groups = {} if match is None else {k: v or "" for k, v in match.groupdict().items()}
         return rule.ours(
-            rule.message.format(**groups) if rule.message else first_line,
-            fix=rule.fix.format(**groups) if rule.fix else None,
+            rule.message.format(**groups) if rule.message else _sentence(f"{frame}: {first_line}"),
+            fix=rule.fix.format(**groups) if rule.fix else None if rule.message else whole,
             native_error=text,
             **context,
             **groups,
         )
     return default(
-        f"{type(error).__module__}.{type(error).__qualname__}: {first_line}",
+        _sentence(f"{frame}: {type(error).__name__}: {first_line}"),
+        fix=whole,
         native_error=text,
         **context,
     )
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?", "...")) else f"{text}."
 
 
 def _likeness(name: str, other: str) -> float:

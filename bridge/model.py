@@ -112,6 +112,7 @@ class Format:
         native_backend: Name of the backend that loads it when none is named.
         suffixes: Usual suffixes, lower case, for error texts only.
         devices: Kinds of device that can run it; the first is the default.
+        has_signature_keys: A model may hold several signatures, told apart by keys.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Format:
     native_backend: str
     suffixes: tuple[str, ...] = ()
     devices: tuple[str, ...] = ("cpu", "cuda")
+    has_signature_keys: bool = False
 
     def sniff(self, file: FileProbe) -> bool:
         """Whether the content is of this format; must be cheap and never raise."""
@@ -354,6 +356,18 @@ def _recognise(file: FileProbe, formats: tuple[Format, ...]) -> Format:
             "leave it out with BRIDGE_PLUGINS.",
             model=shown,
         )
+    if file.path is not None and file.path.name in ("saved_model.pb", "saved_model.pbtxt"):
+        raise UnsupportedModel(
+            f"'{shown}' is the graph of a SavedModel, which is a whole folder.",
+            fix=f"Pass '{file.path.parent}'.",
+            model=shown,
+        )
+    if file.path is not None and file.path.with_suffix(".xml").is_file():
+        raise UnsupportedModel(
+            f"'{shown}' looks like the weights of an OpenVINO IR.",
+            fix=f"Pass '{file.path.with_suffix('.xml')}'.",
+            model=shown,
+        )
     titles = ", ".join(sorted(item.title for item in formats))
     if file.path is None and not file.data:
         raise InvalidModel("the model given as bytes is empty.", fix="Read the file again.")
@@ -369,6 +383,12 @@ def _recognise(file: FileProbe, formats: tuple[Format, ...]) -> Format:
             f"'{shown}' is called {file.suffix}, but its {file.size_bytes} bytes are no "
             f"{' or '.join(item.title for item in by_suffix)} model.",
             fix="It may be truncated, or another kind of file; export or copy it again.",
+            model=shown,
+        )
+    if file.path is None:
+        raise UnsupportedModel(
+            f"the {file.size_bytes} bytes given as a model are of no format taken as bytes.",
+            fix="Write them to a file and pass its path; ONNX models can be given as bytes.",
             model=shown,
         )
     raise UnsupportedModel(

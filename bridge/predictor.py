@@ -307,6 +307,8 @@ class Predictor(ABC):
                 f"outputs is of class {type(outputs).__name__}; wanted names of outputs.",
                 fix="Pass a list of names, or None for all outputs.",
             ) from error
+        if not outputs:
+            return {}
         for name in outputs:
             if name not in self._output_names:
                 raise UnknownOutput(
@@ -325,7 +327,8 @@ class Predictor(ABC):
         return error
 
     def _translated(self, error: BaseException) -> BridgeError:
-        return self._in_context(translate(error, self._rules, PredictError))
+        frame = f"{self.info.backend or 'the backend'} failed on {self.info.model or 'the model'}"
+        return self._in_context(translate(error, self._rules, PredictError, frame=frame))
 
     def _closed(self) -> BridgeError:
         return PredictorClosed(

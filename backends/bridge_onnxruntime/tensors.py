@@ -58,13 +58,6 @@ def read_signature(session: Any, model: ModelRef) -> Signature:
         UnsupportedModel: An input or output is no dense tensor of a known type.
         OptionError: A signature was declared that is not the model's.
     """
-    if model.signature_key:
-        raise UnsupportedModel(
-            f"the model has no signature '{model.signature_key}': {model.format.title} models "
-            "have one, without a key.",
-            fix="Leave the signature out.",
-            wanted=model.signature_key,
-        )
     inputs = session.get_inputs()
     defaults = session.get_overridable_initializers()
     outputs = session.get_outputs()

@@ -16,11 +16,13 @@ from bridge import (
     ModelRef,
     Options,
     PredictorInfo,
+    Refusal,
     ThreadSafety,
     find_runtime,
 )
 from bridge.cpus import usable_cpus
 from bridge.errors import DeviceUnavailable, OptionError, SilentFallback, UnsupportedModel
+from bridge.formats.onnx import require_known_opset
 from bridge.logs import logger
 from bridge_openvino.buffers import NARROWED
 from bridge_openvino.failures import error_rules
@@ -86,6 +88,13 @@ class OpenvinoBackend(Backend):
             thread_safety=ThreadSafety.SHARED,
         )
 
+    def refuse(self, model: ModelRef, device: Device) -> Refusal | None:
+        """As for any backend; float64 is left to an option, see ``_require_float32``."""
+        formats = self.capabilities(device).formats
+        if model.format.name not in formats:
+            return super().refuse(model, device)
+        return self._refuse_dtypes(model, self.capabilities(device).dtypes | {DType.FLOAT64})
+
     def search_space(self, model: ModelRef, device: Device) -> tuple[Options, ...]:
         """The default; on a CPU also unpinned threads and streams."""
         default = OpenvinoOptions()
@@ -113,6 +122,8 @@ class OpenvinoBackend(Backend):
 
     def _load(self, model: ModelRef, device: Device, options: OpenvinoOptions) -> OpenvinoPredictor:
         config = _config(device, options)
+        if model.format.name == "onnx":
+            require_known_opset(model)  # OpenVINO reads a newer one as the newest it knows
         with read(model) as network:
             ports = find_ports(model, network)
             _require_float32(ports, options)

@@ -124,13 +124,6 @@ class ReferenceBackend(Backend):
         import onnx
         from onnx.reference import ReferenceEvaluator
 
-        if model.signature_key:
-            raise UnsupportedModel(
-                f"the model has no signature '{model.signature_key}': ONNX models have one, "
-                "without a key.",
-                fix="Leave the signature out.",
-                wanted=model.signature_key,
-            )
         if model.declared is not None:
             raise OptionError(
                 f"a whole signature was given for {model.name}, but its format holds its own.",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bridge import DType, ModelRef, Signature, TensorSpec
 from bridge.errors import DeviceUnavailable, InvalidModel, UnsupportedModel
+from bridge.formats.onnx import require_known_opset
 from bridge.signature import Dim, dim
 from bridge_tensorrt.messages import listener, mark, since
 from bridge_tensorrt.module import TITLES
@@ -87,6 +88,7 @@ def parse(trt: Any, model: ModelRef) -> Network:
         UnsupportedModel: TensorRT does not take it; operators are named.
         DeviceUnavailable: This module's builder needs a GPU, and there is none.
     """
+    require_known_opset(model)  # TensorRT reads a newer one as the newest it knows
     start = mark()
     log = listener(trt)
     if trt.__name__ == "tensorrt":

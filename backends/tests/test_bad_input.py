@@ -211,6 +211,33 @@ def test_unknown_names(model: Path, backend: str) -> None:
         opened(model, backend, options={"no_such": 1})
 
 
+def test_a_kind_of_device_that_it_never_uses(model: Path, backend: str) -> None:
+    device = "npu" if backend != "openvino" else "cuda"
+    with pytest.raises(DeviceUnavailable) as caught:
+        opened(model, backend, device=device)
+    assert caught.value.fix
+
+
+def test_a_signature_key_that_the_model_does_not_have(model: Path, backend: str) -> None:
+    with pytest.raises((UnsupportedModel, OptionError), match="no signature 'nope'"):
+        bridge.load(model, backend=backend, signature="nope")
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "reference"])
+def test_an_opset_that_nobody_knows(name: str, zoo: dict[str, Path], tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(str(zoo["onnx"]))
+    model.opset_import[0].version = 99
+    path = tmp_path / "future.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(UnsupportedModel, match="99"):
+        bridge.load(path, backend=name)
+
+
+def test_no_outputs_asked_for(predictor: bridge.Predictor) -> None:
+    assert predictor.predict(good(), []) == {}
+
+
 def test_a_format_that_it_does_not_take(backend: str, zoo: dict[str, Path]) -> None:
     takes = bridge.backends()[backend].capabilities(bridge.CPU).formats
     other = next(path for name, path in zoo.items() if name not in takes)

@@ -8,6 +8,7 @@ arms alike, and the figures to compare are medians over rounds.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -33,6 +34,7 @@ from bridge_bench.stats import MIN_P99_SAMPLES, median, percentile
 __all__ = ["Arm", "Comparison", "compare"]
 
 SLICE_S = 0.05  # one turn of an arm; long against a context switch, short against drift
+QUICK_CALL_S = 0.1  # an arm this quick makes the calls that a 99th percentile needs
 MAX_CALLS = 500  # per turn, so that a microsecond model does not fill memory with timings
 SLOW_CALL_S = 0.5  # an arm this slow takes part in the first rounds only
 SLOW_ROUNDS = 3
@@ -143,9 +145,10 @@ class Comparison:
 
     @property
     def all_agree(self) -> bool:
-        """Whether every arm that ran agrees, and at least one ran."""
+        """Whether every arm that ran agrees, and each model ran on some backend."""
         ran = [arm for arm in self.arms if arm.error is None]
-        return bool(ran) and all(arm.agrees(self.tolerance) for arm in ran)
+        is_covered = {arm.model for arm in ran} == {arm.model for arm in self.arms}
+        return bool(ran) and is_covered and all(arm.agrees(self.tolerance) for arm in ran)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; its schema is ``compare.schema.json`` of the command-line package."""
@@ -326,6 +329,8 @@ def _start(
     warm = worker.measure(WARMUP_CALLS, timeout_s=120.0)
     call_s = max(float(warm.min()) / 1e9, 1e-7)
     calls = max(1, min(MAX_CALLS, round(SLICE_S / call_s)))
+    if call_s <= QUICK_CALL_S:
+        calls = max(calls, math.ceil(MIN_P99_SAMPLES / rounds))
     return _Running(arm, worker, outputs, call_s, calls)
 
 

@@ -148,6 +148,18 @@ def test_every_capable_backend_is_an_arm_and_failures_are_rows(compare: Any) -> 
     assert found["lines"][-1] == "round 3/3"
 
 
+def test_quick_arms_make_the_calls_that_a_p99_needs(compare: Any) -> None:
+    slow = by_backend(compare(backends=["exact", "slow"]))["slow"]
+    assert slow["calls"] >= 100
+    assert slow["p99_s"] >= slow["median_s"]
+
+
+def test_a_model_that_ran_nowhere_does_not_agree(compare: Any, tmp_path: Path) -> None:
+    (tmp_path / "other.act").write_text("ACT")
+    found = compare(backends=["refuses"], rounds=0)
+    assert not found["all_agree"]
+
+
 def test_a_looser_tolerance_lets_everything_agree(compare: Any) -> None:
     found = compare(backends=["exact", "off"], tolerance=0.02, rounds=0)
     assert found["all_agree"]

@@ -112,6 +112,22 @@ def test_inspect_lists_every_backend_with_its_reason(tiny: Any, tiny_model: Path
     assert "pip install" in str(one.fix)
 
 
+def test_dtypes_that_a_backend_does_not_take_are_told_before_loading() -> None:
+    onnx = pytest.importorskip("onnx")
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.COMPLEX64, [2])
+    result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.COMPLEX64, [2])
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [value], [result])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+    found = {one.backend: one for one in inspection.inspect(model).candidates}
+    assert not found["onnxruntime"].is_capable
+    assert "'x' is complex64" in str(found["onnxruntime"].reason)
+    with pytest.raises(UnsupportedModel, match="'x' is complex64") as caught:
+        bridge.load(model, backend="openvino")
+    assert caught.value.detail["dtype"] == "complex64"
+
+
 def test_inspect_says_where_a_backend_lacks_its_device(tiny: Any, tiny_model: Path) -> None:
     tiny.device_kinds = ("cuda",)
     tiny.predicts = False

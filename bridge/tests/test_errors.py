@@ -73,19 +73,25 @@ def test_translate_takes_the_first_rule_that_fits() -> None:
         ),
         ErrorRule(RuntimeError, errors.InvalidModel),
     )
-    special = translate(RuntimeError("no op Foo here"), rules, errors.PredictError, model="m")
+    special = translate(
+        RuntimeError("no op Foo here"), rules, errors.PredictError, frame="tiny failed", model="m"
+    )
     assert type(special) is errors.UnsupportedModel
     assert special.detail["operator"] == "Foo"
     assert special.detail["native_error"] == "no op Foo here"
     assert special.model == "m"
     assert str(special) == "operator 'Foo' is unknown. Avoid 'Foo'."
-    assert type(translate(RuntimeError("else"), rules, errors.PredictError)) is errors.InvalidModel
-    other = translate(KeyError("else"), rules, errors.PredictError)
+    assert (
+        type(translate(RuntimeError("else"), rules, errors.PredictError, frame="tiny failed"))
+        is errors.InvalidModel
+    )
+    other = translate(KeyError("else"), rules, errors.PredictError, frame="tiny failed")
     assert type(other) is errors.PredictError
-    assert "KeyError" in str(other)
+    assert other.message == "tiny failed: KeyError: 'else'."
+    assert other.fix == "The runtime's whole text is in detail['native_error']."
 
 
 def test_translate_knows_memory_errors_and_keeps_our_own() -> None:
-    assert type(translate(MemoryError(), (), errors.PredictError)) is errors.OutOfMemory
+    assert type(translate(MemoryError(), (), errors.PredictError, frame="f")) is errors.OutOfMemory
     own = errors.OptionError("said already.")
-    assert translate(own, (), errors.PredictError) is own
+    assert translate(own, (), errors.PredictError, frame="f") is own

@@ -66,6 +66,19 @@ def test_unknown_content_is_told_apart_from_broken_content(tmp_path: Path) -> No
         opened(folder)
 
 
+def test_parts_of_a_model_point_to_the_whole(tmp_path: Path) -> None:
+    (tmp_path / "saved_model.pb").write_bytes(b"\x08\x01")
+    with pytest.raises(UnsupportedModel, match="whole folder") as caught:
+        opened(tmp_path / "saved_model.pb")
+    assert str(tmp_path) in str(caught.value.fix)
+    (tmp_path / "net.xml").write_text("<net/>")
+    (tmp_path / "net.bin").write_bytes(b"\x00" * 100)
+    with pytest.raises(UnsupportedModel, match="weights of an OpenVINO IR"):
+        opened(tmp_path / "net.bin")
+    with pytest.raises(UnsupportedModel, match="no format taken as bytes"):
+        opened(b"PK\x03\x04 some archive")
+
+
 def test_odd_names_are_fine(tmp_path: Path, tiny: Any) -> None:
     for name in ("naïve 模型.tiny", "with\nnewline", "no_suffix", "x.onnx"):
         path = tmp_path / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         close_output()
         return exit_codes.CLOSED_OUTPUT
-    except Exception:  # noqa: BLE001 - shown whole; the status says that it is our fault
+    except Exception as error:  # noqa: BLE001 - shown whole; the status says that it is our fault
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            print(f"error: the output cannot be written: {error.strerror}.", file=sys.stderr)
+            print("fix: Make room, or write somewhere else.", file=sys.stderr)
+            close_output()
+            return exit_codes.WORK
         import traceback
 
         traceback.print_exc()

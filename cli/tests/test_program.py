@@ -218,6 +218,8 @@ def test_ctrl_c_ends_the_workers(environment: dict[str, str], model: Any, tmp_pa
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that runs the tests in the background has them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads
     )
     for _ in range(600):
         if note.exists() and note.read_text():
@@ -258,3 +260,16 @@ def test_schemas_are_strict_and_described(path: Path) -> None:
 def test_there_is_a_schema_for_every_json_output() -> None:
     wanted = {*COMMANDS, *(f"cache-{name}" for name in CACHE_COMMANDS)}
     assert {path.name.removesuffix(".schema.json") for path in SCHEMAS} == wanted
+
+
+def test_a_full_disk_is_told_in_one_sentence(environment: dict[str, str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "bridge_cli", "doctor", "--json"],
+            env={**os.environ, **environment},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == exit_codes.WORK
+    assert done.stderr.startswith("error: the output cannot be written: No space left")

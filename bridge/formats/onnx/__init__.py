@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from bridge.formats.onnx.model import Onnx, OrtModel
+from bridge.formats.onnx.model import NEWEST_OPSET, Onnx, OrtModel, require_known_opset
 
-__all__ = ["Onnx", "OrtModel"]
+__all__ = ["NEWEST_OPSET", "Onnx", "OrtModel", "require_known_opset"]

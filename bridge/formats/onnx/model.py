@@ -12,13 +12,16 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from bridge.errors import InvalidModel, UntrustedModel
+from bridge.errors import InvalidModel, UnsupportedModel, UntrustedModel
 from bridge.formats.containment import NamedFile, named_file, outside
 from bridge.formats.onnx.graph import Contents, StoredTensor, read_model
 from bridge.model import FileProbe, Format, ModelFacts, ModelRef
 from bridge.wire import LENGTH, VARINT, Span, WireError, opened
 
-__all__ = ["Onnx", "OrtModel"]
+__all__ = ["NEWEST_OPSET", "Onnx", "OrtModel", "require_known_opset"]
+
+NEWEST_OPSET = 28
+"""Newest opset of ONNX's own operators. Source: onnx 1.23.2, defs.onnx_opset_version()."""
 
 _IR_VERSION, _DOC_STRING, _GRAPH = 1, 6, 7
 # Wire types of ModelProto's fields, onnx/onnx.proto of onnx 1.23.
@@ -257,3 +260,18 @@ def _notes(contents: Contents) -> Iterator[str]:
             )
     if "ort_config" in contents.metadata_keys:
         yield "session options stored in the model (ort_config) are not used."
+
+
+def require_known_opset(model: ModelRef) -> None:
+    """For runtimes that read a model of an unknown opset without a word.
+
+    Raises:
+        UnsupportedModel: The model is of an opset newer than any that is known here.
+    """
+    opset = model.facts.versions.get("opset", "")
+    if opset.isdecimal() and int(opset) > NEWEST_OPSET:
+        raise UnsupportedModel(
+            f"the model is of opset {opset} of ONNX; known are opsets up to {NEWEST_OPSET}.",
+            fix="Export the model for an older opset.",
+            opset=opset,
+        )

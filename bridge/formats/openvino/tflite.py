@@ -20,6 +20,7 @@ class TfLite(Format):
     title = "TensorFlow Lite"
     native_backend = "openvino"
     suffixes = (".tflite",)
+    has_signature_keys = True
 
     def sniff(self, file: FileProbe) -> bool:
         return file.head[4:8] == b"TFL3"

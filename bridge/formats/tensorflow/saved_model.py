@@ -41,6 +41,7 @@ class SavedModel(Format):
     name = "saved_model"
     title = "SavedModel"
     native_backend = "tensorflow"
+    has_signature_keys = True
 
     def sniff(self, file: FileProbe) -> bool:
         return file.is_folder and not file.members.isdisjoint({_GRAPH, f"{_GRAPH}txt"})
