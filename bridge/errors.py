@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
+    "WHOLE_TEXT",
     "BackendNotFound",
     "BackendUnavailable",
     "BridgeError",
@@ -74,6 +75,10 @@ __all__ = [
     "nearest",
     "translate",
 ]
+
+
+WHOLE_TEXT = "The runtime's whole text is in detail['native_error']."
+"""The fix of an error whose text is the runtime's own."""
 
 
 class BridgeError(Exception):
@@ -299,7 +304,6 @@ def translate(
         return error
     text = str(error).strip()
     first_line = _first_line(text) or type(error).__name__
-    whole = "The runtime's whole text is in detail['native_error']."
     for rule in (*rules, ErrorRule(MemoryError, OutOfMemory, fix="Use smaller batches.")):
         if not isinstance(error, rule.foreign):
             continue
@@ -309,14 +313,14 @@ def translate(
         groups = {} if match is None else {k: v or "" for k, v in match.groupdict().items()}
         return rule.ours(
             rule.message.format(**groups) if rule.message else _sentence(f"{frame}: {first_line}"),
-            fix=rule.fix.format(**groups) if rule.fix else None if rule.message else whole,
+            fix=rule.fix.format(**groups) if rule.fix else None if rule.message else WHOLE_TEXT,
             native_error=text,
             **context,
             **groups,
         )
     return default(
         _sentence(f"{frame}: {type(error).__name__}: {first_line}"),
-        fix=whole,
+        fix=WHOLE_TEXT,
         native_error=text,
         **context,
     )

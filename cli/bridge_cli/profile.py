@@ -115,9 +115,9 @@ def make_profile(
 
 def advise(error: BridgeError) -> None:
     """Gives an error of a call with made-up inputs a fix, if it has none of its own."""
-    from bridge.errors import PredictError
+    from bridge.errors import WHOLE_TEXT, PredictError
 
-    if isinstance(error, PredictError) and error.fix is None:
+    if isinstance(error, PredictError) and error.fix in (None, WHOLE_TEXT):
         error.fix = (
             "The inputs were made up: if the model wants others, such as smaller ids, say so "
             "with --highest-id, --shape, --dim or --set, or pass real ones with --inputs."

@@ -54,6 +54,7 @@ def spec(name):
 
 class Acting(bridge.Format):
     name, title, native_backend, suffixes = "acting", "Acting", "exact", (".act",)
+    has_signature_keys = True
 
     def sniff(self, file):
         return file.head.startswith(b"ACT")
