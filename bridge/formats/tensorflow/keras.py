@@ -42,6 +42,7 @@ class Keras(Format):
     title = "Keras"
     native_backend = "tensorflow"
     suffixes = (".keras",)
+    has_signature_keys = True  # one, under the key that an exported SavedModel would have
 
     def sniff(self, file: FileProbe) -> bool:
         return not file.is_folder and {"config.json", "metadata.json"} <= file.members
