@@ -193,11 +193,13 @@ class Backend(ABC):
 
     def _refuse_dtypes(self, model: ModelRef, dtypes: frozenset[DType]) -> Refusal | None:
         """Why the types of a model's tensors cannot be passed, where its bytes tell them."""
+        if not dtypes:
+            return None  # none are declared, so there is no need to read the file
         try:
             signatures = model.facts.signatures
         except ModelError:
             return None  # a broken model is refused by name in load
-        if not dtypes or (model.signature_key is None and len(signatures) != 1):
+        if model.signature_key is None and len(signatures) != 1:
             return None
         signature = signatures.get(model.signature_key or next(iter(signatures)))
         for spec in () if signature is None else (*signature.inputs, *signature.outputs):

@@ -62,7 +62,7 @@ class Backend(bridge.Backend):
             formats=frozenset(formats), zero_rows=True, thread_safety=bridge.ThreadSafety.SHARED
         )
     def _load(self, model, device, options):
-        if self.name == "refuses":
+        if self.name == "refuses" or model.file.read_text() == "ACT broken":
             raise bridge.errors.UnsupportedModel("operator 'Odd' is unknown.", fix="Avoid it.")
         return Player(self.name)
 
@@ -104,9 +104,10 @@ def compare(tmp_path: Path) -> Any:
     model = tmp_path / "m.act"
     model.write_text("ACT")
 
-    def run(**settings: Any) -> Any:
+    def run(*more: Path, **settings: Any) -> Any:
         done = subprocess.run(
-            [sys.executable, "-c", RUN, json.dumps({"rounds": 3, **settings}), str(model)],
+            [sys.executable, "-c", RUN, json.dumps({"rounds": 3, **settings}), str(model)]
+            + [str(one) for one in more],
             env={**os.environ, "PYTHONPATH": str(site)},
             stdout=subprocess.PIPE,
             text=True,
@@ -155,8 +156,12 @@ def test_quick_arms_make_the_calls_that_a_p99_needs(compare: Any) -> None:
 
 
 def test_a_model_that_ran_nowhere_does_not_agree(compare: Any, tmp_path: Path) -> None:
-    (tmp_path / "other.act").write_text("ACT")
-    found = compare(backends=["refuses"], rounds=0)
+    other = tmp_path / "other.act"
+    other.write_text("ACT")
+    assert compare(other, backends=["exact", "slow"], rounds=0)["all_agree"]
+    other.write_text("ACT broken")
+    found = compare(other, backends=["exact", "slow"], rounds=0)
+    assert [arm["error"] is None for arm in found["arms"]] == [True, True, False, False]
     assert not found["all_agree"]
 
 

@@ -42,11 +42,11 @@ Examples:
 \b
 The reference is the first model on its native backend, or else the first arm that
 runs; the others' outputs are compared with its. An arm that fails does not end the
-comparison.
+comparison, but a model that runs on no backend counts as one that does not agree.
 
 \b
-Exit status: 0 if every arm that ran agrees, 1 if one does not, 8 if none ran;
-others as in 'bridge --help'.
+Exit status: 0 if every arm that ran agrees and each model ran, 1 if not, 8 if no
+arm ran; others as in 'bridge --help'.
 """
 
 
