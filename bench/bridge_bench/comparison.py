@@ -211,7 +211,7 @@ def compare(
         progress: Called with one line of text now and then.
 
     Raises:
-        ModelError: A model cannot be opened at all, or no backend takes any of them.
+        ModelError: A model cannot be opened at all, or no backend takes it.
         BackendNotFound: A name in ``backends`` is unknown.
     """
     tell = progress or (lambda _: None)
@@ -284,9 +284,11 @@ def _plan(models: Sequence[ModelRef], backends: Sequence[str] | None) -> list[Ar
             arms.append(
                 Arm(model=model.file, backend=backend.name, format=model.format.name, error=error)
             )
-    if not arms:
+    covered = {arm.model for arm in arms}
+    left = [model.name for model in models if model.file not in covered]
+    if left:
         raise UnsupportedModel(
-            f"no installed backend takes {' or '.join(model.name for model in models)}.",
+            f"no installed backend takes {' or '.join(left)}.",
             fix="'bridge inspect MODEL' says why each one refuses.",
             refusals=refusals,
         )

@@ -104,11 +104,11 @@ def compare(tmp_path: Path) -> Any:
     model = tmp_path / "m.act"
     model.write_text("ACT")
 
-    def run(*more: Path, **settings: Any) -> Any:
+    def run(*more: Path, env: dict[str, str] | None = None, **settings: Any) -> Any:
         done = subprocess.run(
             [sys.executable, "-c", RUN, json.dumps({"rounds": 3, **settings}), str(model)]
             + [str(one) for one in more],
-            env={**os.environ, "PYTHONPATH": str(site)},
+            env={**os.environ, "PYTHONPATH": str(site), **(env or {})},
             stdout=subprocess.PIPE,
             text=True,
             check=True,
@@ -163,6 +163,14 @@ def test_a_model_that_ran_nowhere_does_not_agree(compare: Any, tmp_path: Path) -
     found = compare(other, backends=["exact", "slow"], rounds=0)
     assert [arm["error"] is None for arm in found["arms"]] == [True, True, False, False]
     assert not found["all_agree"]
+
+
+def test_a_model_that_no_backend_takes_is_not_left_out(compare: Any, tmp_path: Path) -> None:
+    other = tmp_path / "other.ort"
+    other.write_bytes(b"\0\0\0\0ORTM" + bytes(8))
+    found = compare(other, env={"BRIDGE_PLUGINS": "acting"}, rounds=0)
+    assert found["raised"] == "UnsupportedModel"
+    assert "no installed backend takes other.ort" in found["text"]
 
 
 def test_a_looser_tolerance_lets_everything_agree(compare: Any) -> None:
