@@ -1,0 +1,1 @@
+"""Test sets that others wrote, made ready once and kept."""
