@@ -47,9 +47,7 @@ def not_verified(reason: str) -> NoReturn:
     pytest.skip(f"not verified: {reason}")
 
 
-def applies(
-    claims: Capabilities, marks: list[pytest.Mark], parameters: Mapping[str, Any]
-) -> bool:
+def applies(claims: Capabilities, marks: list[pytest.Mark], parameters: Mapping[str, Any]) -> bool:
     """Whether a test with these marks and parameters is for a backend with these claims."""
     for mark in marks:
         if mark.name not in ("requires", "refuses"):

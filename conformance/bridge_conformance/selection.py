@@ -1,0 +1,121 @@
+"""Which of the collected tests one backend has to pass, and which of them it is known to fail."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from collections import defaultdict
+
+import pytest
+
+from bridge_conformance import suite
+from bridge_conformance.claims import applies
+from bridge_conformance.known_failures import KnownFailuresError
+from bridge_conformance.ledger import Ledger, area_of, id_of
+from bridge_conformance.subject import Subject, subject_of
+
+__all__ = ["choose", "collected_ids", "require_whole_suites", "suite_for"]
+
+_ids = pytest.StashKey[dict[str, set[str]]]()
+
+
+def suite_for(backend: str) -> dict[str, type]:
+    """The suite's classes for one backend, by name, to be put into a test file's globals.
+
+    Args:
+        backend: Name of the backend, as ``bridge.load`` takes it.
+
+    Returns:
+        All classes; a file in which one is missing or replaced is refused.
+    """
+    made: dict[str, type] = {}
+    for info in pkgutil.iter_modules(suite.__path__):
+        module = importlib.import_module(f"{suite.__name__}.{info.name}")
+        for name, found in vars(module).items():
+            if name.startswith("Test") and found.__module__ == module.__name__:
+                said = {"__doc__": found.__doc__, "bridge_backend": backend}
+                made[name] = type(name, (found,), said)
+    for one in made.values():
+        one.bridge_suite = tuple(made.values())  # type: ignore[attr-defined]
+    return made
+
+
+def collected_ids(config: pytest.Config, subject: Subject) -> set[str]:
+    """Ids of all tests that were collected for a backend, whether chosen or not."""
+    return config.stash[_ids][subject.backend.name]
+
+
+def choose(
+    config: pytest.Config, items: list[pytest.Item], ledgers: dict[str, Ledger]
+) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """Those to be run, known failures marked, and those left out.
+
+    Args:
+        config: Its options say how much to run.
+        items: Tests of the suite, in order.
+        ledgers: Ledgers by backend; missing ones are added.
+
+    Raises:
+        pytest.UsageError: A backend cannot be tested, or its known failures be read.
+    """
+    is_quick = config.getoption("bridge_quick")
+    ids = config.stash.setdefault(_ids, defaultdict(set))
+    kept, left_out = [], []
+    for item in items:
+        cls: type = item.cls  # type: ignore[attr-defined]
+        subject = subject_of(config, cls)
+        test = id_of(item)
+        ids[subject.backend.name].add(test)
+        ledger = ledgers.get(subject.backend.name)
+        if ledger is None:
+            ledger = Ledger(subject, "quick" if is_quick else "full")
+            ledgers[subject.backend.name] = ledger
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if not applies(subject.claims, list(item.iter_markers()), parameters):
+            ledger.leave_out(area_of(cls))
+            left_out.append(item)
+        elif is_quick and item.get_closest_marker("full") is not None:
+            left_out.append(item)
+        else:
+            _mark(item, subject, test)
+            kept.append(item)
+    return kept, left_out
+
+
+def require_whole_suites(items: list[pytest.Item]) -> None:
+    """Refuses a test file in which a class of ``suite_for`` was replaced or deleted.
+
+    Raises:
+        pytest.UsageError: One is missing, or is another class now.
+    """
+    for cls in {item.cls for item in items}:  # type: ignore[attr-defined]
+        module = sys.modules.get(_home(items, cls))
+        for sibling in getattr(cls, "bridge_suite", ()):
+            if getattr(module, sibling.__name__, None) is not sibling:
+                raise pytest.UsageError(
+                    f"{sibling.__name__} of the conformance suite was replaced or deleted; wanted "
+                    "the suite as suite_for returns it. List what fails in known_failures.toml."
+                )
+
+
+def _home(items: list[pytest.Item], cls: type) -> str:
+    name: str = next(
+        item.module.__name__  # type: ignore[attr-defined]
+        for item in items
+        if item.cls is cls  # type: ignore[attr-defined]
+    )
+    return name
+
+
+def _mark(item: pytest.Item, subject: Subject, test: str) -> None:
+    if not subject.claims.predicts and item.get_closest_marker("builds") is None:
+        reason = f"not verified: {subject.backend.name} cannot run models on this machine."
+        item.add_marker(pytest.mark.skip(reason=reason))
+        return
+    try:
+        known = subject.known_failures.get(test)
+    except KnownFailuresError as error:
+        raise pytest.UsageError(str(error)) from error
+    if known is not None:
+        item.add_marker(pytest.mark.xfail(reason=known.reason, strict=True, run=known.is_run))

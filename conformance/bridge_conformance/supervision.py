@@ -1,0 +1,233 @@
+"""Runs tests in a process of their own: a crash or a hang costs the test that caused it.
+
+The parent has collected the tests; a child, a pytest of the same arguments, runs them and
+writes a journal, one JSON line for each test begun and each report. Where the child ends
+before its work is done, the test that was running is the culprit: it fails with the
+signal or, if it hung, with the stacks of all threads, and a new child goes on with the
+next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+__all__ = ["Journal", "supervise"]
+
+_POLL_S = 0.02
+_GRACE_S = 20.0  # beyond a test's deadline, for a child that cannot even end itself
+_MAX_IDLE_STARTS = 3  # children in a row that end before any test begins
+_TAIL_BYTES = 6000
+
+
+class Journal:
+    """The child's side: what is written for the parent, and the watchdog over each test.
+
+    Args:
+        path: The journal; the stacks of a hanging test go to the same name with ``.stacks``.
+        config: The child's configuration.
+    """
+
+    def __init__(self, path: Path, config: pytest.Config) -> None:
+        self._config = config
+        self._file = path.open("a", encoding="utf-8")
+        self._stacks = _stacks_of(path).open("w", encoding="utf-8")
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        """Notes that a test begins, and ends the process if it takes too long."""
+        self._write({"begin": item.nodeid})
+        faulthandler.dump_traceback_later(deadline_s(item), exit=True, file=self._stacks)
+        try:
+            return (yield)  # type: ignore[return-value]
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Passes a report on."""
+        data = self._config.hook.pytest_report_to_serializable(config=self._config, report=report)
+        self._write({"report": data})
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self) -> None:
+        """Notes that all is done."""
+        self._write({"end": True})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        print(json.dumps(line), file=self._file, flush=True)
+
+
+def deadline_s(item: pytest.Item) -> float:
+    """Seconds that a test may take: ``--bridge-timeout``, or its own ``deadline`` mark."""
+    mark = item.get_closest_marker("deadline")
+    usual: float = item.config.getoption("bridge_timeout")
+    return usual if mark is None else max(usual, float(mark.args[0]))
+
+
+def supervise(session: pytest.Session, items: Sequence[pytest.Item]) -> None:
+    """Runs tests in children and hands their reports to this session.
+
+    Args:
+        session: The session that collected them.
+        items: What to run, in order.
+    """
+    left = list(items)
+    idle_starts = 0
+    with tempfile.TemporaryDirectory(prefix="bridge-conformance-") as folder:
+        for number in range(len(items) + _MAX_IDLE_STARTS):
+            if not left or session.shouldstop or session.shouldfail:
+                return
+            child = _Child(session, left, Path(folder) / str(number))
+            try:
+                done, culprit = child.run()
+            finally:
+                child.end()
+            left = left[done:]
+            if culprit is not None:
+                left.remove(culprit)
+            idle_starts = 0 if done or culprit is not None else idle_starts + 1
+            if idle_starts == _MAX_IDLE_STARTS:
+                for item in left:
+                    _report(item, child.epitaph("before it began"), 0.0)
+                return
+
+
+class _Child:
+    def __init__(self, session: pytest.Session, items: Sequence[pytest.Item], base: Path) -> None:
+        self._session = session
+        self._items = items
+        self._journal = base.with_suffix(".journal")
+        self._journal.touch()
+        wanted = base.with_suffix(".wanted")
+        wanted.write_text(json.dumps([item.nodeid for item in items]), encoding="utf-8")
+        self._errors: IO[bytes] = base.with_suffix(".errors").open("w+b")
+        self._process = subprocess.Popen(
+            _command(session.config, self._journal, wanted),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=self._errors,
+            env=_environment(),
+            # A group of its own, so that whatever a test has started ends with it.
+            start_new_session=True,
+        )
+
+    def run(self) -> tuple[int, pytest.Item | None]:
+        """Follows the journal to the child's end; how many tests are done, and who ended it."""
+        by_id = {item.nodeid: item for item in self._items}
+        running: pytest.Item | None = None
+        started, done = time.monotonic(), 0
+        for line in self._lines():
+            if line is None:
+                if running is not None and time.monotonic() - started > (
+                    deadline_s(running) + _GRACE_S
+                ):
+                    self.end()
+                continue
+            if "begin" in line:
+                running, started = by_id[line["begin"]], time.monotonic()
+                running.ihook.pytest_runtest_logstart(
+                    nodeid=running.nodeid, location=running.location
+                )
+            elif "report" in line:
+                assert running is not None
+                report = self._session.config.hook.pytest_report_from_serializable(
+                    config=self._session.config, data=line["report"]
+                )
+                running.ihook.pytest_runtest_logreport(report=report)
+                if report.when == "teardown":
+                    running.ihook.pytest_runtest_logfinish(
+                        nodeid=running.nodeid, location=running.location
+                    )
+                    running, done = None, done + 1
+                if self._session.shouldstop or self._session.shouldfail:
+                    return done, None
+            else:
+                return done, None
+        if running is not None:
+            _report(running, self.epitaph("while this test ran"), time.monotonic() - started)
+        return done, running
+
+    def _lines(self) -> Iterator[dict[str, Any] | None]:
+        """Lines of the journal; ``None`` whenever there is no new one."""
+        with self._journal.open(encoding="utf-8") as journal:
+            part = ""
+            while True:
+                is_over = self._process.poll() is not None
+                part += journal.readline()
+                if part.endswith("\n"):
+                    yield json.loads(part)
+                    part = ""
+                elif is_over:
+                    return
+                else:
+                    yield None
+                    time.sleep(_POLL_S)
+
+    def epitaph(self, when: str) -> str:
+        """How the child ended, and its last words."""
+        stacks = _stacks_of(self._journal)
+        text = stacks.read_text(encoding="utf-8", errors="replace") if stacks.is_file() else ""
+        status = self._process.wait()
+        if text:
+            return f"hung: it did not end in time, and its process was ended.\n{text}"
+        self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        tail = self._errors.read().decode("utf-8", "replace")
+        how = f"exit status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
+        return f"crashed: the process ended {when}, with {how}.\n{tail}"
+
+    def end(self) -> None:
+        """Ends the child and all that it has started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # all gone already
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+def _command(config: pytest.Config, journal: Path, wanted: Path) -> list[str]:
+    """A pytest that collects what this one has collected, and runs only what is wanted."""
+    words = [sys.executable, "-m", "pytest", *config.args]
+    words += ["-o", "addopts=", "--rootdir", str(config.rootpath)]
+    words += [] if config.inipath is None else ["-c", str(config.inipath)]
+    words += ["--import-mode", config.getoption("importmode")]
+    words += ["--pyargs"] if config.option.pyargs else []
+    words += [word for name in config.option.plugins for word in ("-p", name)]
+    words += ["-p", "no:timeout", "-p", "no:cacheprovider", "-p", "no:terminal"]
+    for name in ("bridge_backend", "bridge_device", "bridge_timeout"):
+        value = config.getoption(name)
+        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+    words += ["--bridge-quick"] if config.getoption("bridge_quick") else []
+    return [*words, "--bridge-journal", str(journal), "--bridge-wanted", str(wanted)]
+
+
+def _environment() -> dict[str, str]:
+    # The options of the parent are passed on one by one.
+    return {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
+
+
+def _report(item: pytest.Item, text: str, duration_s: float) -> None:
+    report = pytest.TestReport(
+        nodeid=item.nodeid,
+        location=item.location,
+        keywords={},
+        outcome="failed",
+        longrepr=text,
+        when="call",
+        duration=duration_s,
+    )
+    item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+
+
+def _stacks_of(journal: Path) -> Path:
+    return journal.with_suffix(".stacks")
