@@ -6,13 +6,14 @@ MODELS := $(VENV)/models
 NMP := $(MODELS)/basic_pitch/saved_models/icassp_2022
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-wheel check format overhead clean
+.PHONY: help demo test test-wheel matrix check format overhead clean
 
 help:
 	@echo "make demo        a real model on several runtimes, compared (minutes at first, then seconds)"
 	@echo "make test        the tests"
-	@echo "make check       formatting, lint and types"
+	@echo "make check       formatting, lint, types and workflows"
 	@echo "make test-wheel  the tests against the built wheel, outside the checkout"
+	@echo "make matrix      quick conformance of each CPU backend on each Python that is installed"
 	@echo "make overhead    cost of a call through the bridge, against each runtime's own call"
 	@echo "make clean       remove .venv and what was built"
 
@@ -25,10 +26,15 @@ test: $(VENV)/.dev $(VENV)/.models
 test-wheel: $(VENV)/.dev $(VENV)/.models
 	.ci/wheel
 
+matrix: $(VENV)/.dev
+	$(BIN)/tox run
+
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --quiet --offline .github
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format
