@@ -1,0 +1,1 @@
+"""How networks become models: one module per library that writes, imported when used."""
