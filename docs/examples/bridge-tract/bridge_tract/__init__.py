@@ -1,0 +1,1 @@
+"""Sonos' tract as a backend of inference-bridge."""

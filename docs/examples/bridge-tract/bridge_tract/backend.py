@@ -1,0 +1,102 @@
+"""ONNX models run by tract, a runtime written in Rust, on the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import bridge
+from bridge import DType
+from bridge.check import Arrays
+from bridge.errors import InvalidModel, UnsupportedModel
+
+_NODE = r'node #\d+ "(?P<node>[^"]*)" '
+_UNKNOWN = "tract has no operator {operator} ('{node}')."
+_UNCLEAR = "tract cannot tell the shapes at {operator} ('{node}') before it runs."
+_TYPE = "tract cannot hand out tensors of its type {dtype}."
+_OTHER = "Use another backend, or export the model without it."
+_RULES = (
+    (InvalidModel, "decode Protobuf", "tract cannot read the file.", "Export or copy it again."),
+    (UnsupportedModel, rf"{_NODE}Unimplemented\((?P<operator>\w+)", _UNKNOWN, _OTHER),
+    (UnsupportedModel, rf"Failed analyse for {_NODE}(?P<operator>\w+)", _UNCLEAR, _OTHER),
+    (UnsupportedModel, r"DatumType (?:in.*API )?(?P<dtype>\w+)", _TYPE, _OTHER),
+)
+
+
+class TractBackend(bridge.Backend):
+    name = "tract"
+
+    def probe(self) -> bridge.Availability:
+        found = bridge.find_runtime("tract", ("tract",), "tract")
+        fix = None if found.installed else "Install it with: pip install tract"
+        return dataclasses.replace(found, fix=fix)
+
+    def capabilities(self, device: bridge.Device) -> bridge.Capabilities:
+        others = {DType.BOOL, DType.FLOAT16, DType.FLOAT32, DType.FLOAT64}
+        return bridge.Capabilities(
+            formats=frozenset({"onnx"}),
+            dtypes=frozenset(dtype for dtype in DType if dtype.is_integer or dtype in others),
+            dynamic_dims=True,
+            zero_rows=False,  # a sum over a dim of size 0 ends the process
+            deterministic=True,
+            thread_safety=bridge.ThreadSafety.SHARED,
+        )
+
+    def error_rules(self) -> tuple[bridge.ErrorRule, ...]:
+        from tract import TractError
+
+        return tuple(bridge.ErrorRule(TractError, *rule) for rule in _RULES)
+
+    def _load(self, model: bridge.ModelRef, device: bridge.Device, options: Any) -> TractPredictor:
+        import tract
+
+        with tempfile.NamedTemporaryFile() as copy:  # for models given as bytes
+            copy.write(model.data or b"")
+            copy.flush()
+            graph = tract.onnx().load(model.path or copy.name)
+        stated = model.facts.signatures[""]
+        # Inputs that the model holds a value for are constants to tract.
+        names = [graph.input_name(index) for index in range(graph.input_count())]
+        signature = bridge.Signature(tuple(map(stated.input, names)), stated.outputs)
+        _state_dims(graph, signature)
+        cpu = tract.runtime_for_name("cpu")
+        native = cpu.prepare(graph.into_model())
+        for fact in native.output_facts():
+            fact.datum_type()  # fails for sizes of dims, which tract cannot hand out
+        info = bridge.PredictorInfo(provider=cpu.name(), versions={"tract": tract.version()})
+        return TractPredictor(signature, info, native)
+
+
+class TractPredictor(bridge.Predictor):
+    layout = bridge.Layout.ANY  # tract copies every array, whatever its strides
+
+    def __init__(self, signature: bridge.Signature, info: bridge.PredictorInfo, native: Any):
+        super().__init__(signature, info)
+        self._native = native
+
+    def _predict(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Arrays:
+        results = self._native.run([inputs[name] for name in self.signature.input_names])
+        named = dict(zip(self.signature.output_names, results, strict=True))
+        return {name: named[name].to_numpy() for name in outputs}
+
+    def _close(self) -> None:
+        del self._native
+
+
+def _state_dims(graph: Any, signature: bridge.Signature) -> None:
+    """Gives dims symbols: tract needs one for each, and takes their names for formulas."""
+    for index in range(graph.output_count()):
+        graph.set_output_fact(index, None)  # it follows from the inputs
+    numbers = itertools.count()
+    symbols: defaultdict[object, str] = defaultdict(lambda: f"d{next(numbers)}")
+    for index, spec in enumerate(signature.inputs):
+        if spec.dtype is None or spec.shape is None:
+            continue
+        dims = [d if isinstance(d, int) else symbols[d or object()] for d in spec.shape]
+        word = f"{spec.dtype.value[0]}{8 * spec.dtype.itemsize_bytes}"  # such as f32
+        word = "bool" if spec.dtype is DType.BOOL else word
+        graph.set_input_fact(index, ",".join(map(str, [*dims, word])))
