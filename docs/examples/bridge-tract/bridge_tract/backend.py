@@ -12,19 +12,21 @@ from typing import Any
 import bridge
 from bridge import DType
 from bridge.check import Arrays
-from bridge.errors import InvalidModel, UnsupportedModel
+from bridge.errors import UnsupportedModel
 
+# Types that numpy and tract share, with tract's words for them, such as f32.
+_BITS = {"int": (8, 16, 32, 64), "uint": (8, 16, 32, 64), "float": (16, 32, 64)}
+_WORDS = {DType(f"{kind}{n}"): f"{kind[0]}{n}" for kind, bits in _BITS.items() for n in bits}
+_WORDS[DType.BOOL] = "bool"
+
+# What tract's errors mean; the names of groups are filled into the texts.
 _NODE = r'node #\d+ "(?P<node>[^"]*)" '
-_UNKNOWN = "tract has no operator {operator} ('{node}')."
-_UNCLEAR = "tract cannot tell the shapes at {operator} ('{node}') before it runs."
-_TYPE = "tract cannot hand out tensors of its type {dtype}."
-_OTHER = "Use another backend, or export the model without it."
 _RULES = (
-    (InvalidModel, "decode Protobuf", "tract cannot read the file.", "Export or copy it again."),
-    (UnsupportedModel, rf"{_NODE}Unimplemented\((?P<operator>\w+)", _UNKNOWN, _OTHER),
-    (UnsupportedModel, rf"Failed analyse for {_NODE}(?P<operator>\w+)", _UNCLEAR, _OTHER),
-    (UnsupportedModel, r"DatumType (?:in.*API )?(?P<dtype>\w+)", _TYPE, _OTHER),
+    (rf"{_NODE}Unimplemented\((?P<operator>\w+)", "tract has no operator {operator} ('{node}')."),
+    (rf"analyse for {_NODE}(?P<operator>\w+)", "tract cannot tell the shapes at {operator}."),
+    (r"DatumType (?:in.*API )?(?P<dtype>\w+)", "tract cannot hand out its type {dtype}."),
 )
+_OTHER = "Use another backend, or export the model without it."
 
 
 class TractBackend(bridge.Backend):
@@ -36,10 +38,9 @@ class TractBackend(bridge.Backend):
         return dataclasses.replace(found, fix=fix)
 
     def capabilities(self, device: bridge.Device) -> bridge.Capabilities:
-        others = {DType.BOOL, DType.FLOAT16, DType.FLOAT32, DType.FLOAT64}
         return bridge.Capabilities(
             formats=frozenset({"onnx"}),
-            dtypes=frozenset(dtype for dtype in DType if dtype.is_integer or dtype in others),
+            dtypes=frozenset(_WORDS),
             dynamic_dims=True,
             zero_rows=False,  # a sum over a dim of size 0 ends the process
             deterministic=True,
@@ -49,7 +50,10 @@ class TractBackend(bridge.Backend):
     def error_rules(self) -> tuple[bridge.ErrorRule, ...]:
         from tract import TractError
 
-        return tuple(bridge.ErrorRule(TractError, *rule) for rule in _RULES)
+        return tuple(
+            bridge.ErrorRule(TractError, UnsupportedModel, pattern, text, _OTHER)
+            for pattern, text in _RULES
+        )
 
     def _load(self, model: bridge.ModelRef, device: bridge.Device, options: Any) -> TractPredictor:
         import tract
@@ -94,9 +98,6 @@ def _state_dims(graph: Any, signature: bridge.Signature) -> None:
     numbers = itertools.count()
     symbols: defaultdict[object, str] = defaultdict(lambda: f"d{next(numbers)}")
     for index, spec in enumerate(signature.inputs):
-        if spec.dtype is None or spec.shape is None:
-            continue
-        dims = [d if isinstance(d, int) else symbols[d or object()] for d in spec.shape]
-        word = f"{spec.dtype.value[0]}{8 * spec.dtype.itemsize_bytes}"  # such as f32
-        word = "bool" if spec.dtype is DType.BOOL else word
-        graph.set_input_fact(index, ",".join(map(str, [*dims, word])))
+        if spec.dtype in _WORDS and spec.shape is not None:
+            dims = [d if isinstance(d, int) else symbols[d or object()] for d in spec.shape]
+            graph.set_input_fact(index, ",".join(map(str, [*dims, _WORDS[spec.dtype]])))
