@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
@@ -112,16 +112,17 @@ class _Child:
         self._journal.touch()
         wanted = base.with_suffix(".wanted")
         wanted.write_text(json.dumps([item.nodeid for item in items]), encoding="utf-8")
-        self._errors: IO[bytes] = base.with_suffix(".errors").open("w+b")
-        self._process = subprocess.Popen(
-            _command(session.config, self._journal, wanted),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self._errors,
-            env=_environment(),
-            # A group of its own, so that whatever a test has started ends with it.
-            start_new_session=True,
-        )
+        self._output = base.with_suffix(".output")
+        with self._output.open("wb") as output:
+            self._process = subprocess.Popen(
+                _command(session.config, self._journal, wanted),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=_environment(),
+                # A group of its own, so that whatever a test has started ends with it.
+                start_new_session=True,
+            )
 
     def run(self) -> tuple[int, pytest.Item | None]:
         """Follows the journal to the child's end; how many tests are done, and who ended it."""
@@ -182,8 +183,7 @@ class _Child:
         status = self._process.wait()
         if text:
             return f"hung: it did not end in time, and its process was ended.\n{text}"
-        self._errors.seek(max(0, self._errors.seek(0, os.SEEK_END) - _TAIL_BYTES))
-        tail = self._errors.read().decode("utf-8", "replace")
+        tail = self._output.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace")
         how = f"exit status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
         return f"crashed: the process ended {when}, with {how}.\n{tail}"
 
@@ -202,12 +202,13 @@ def _command(config: pytest.Config, journal: Path, wanted: Path) -> list[str]:
     words += ["--import-mode", config.getoption("importmode")]
     words += ["--pyargs"] if config.option.pyargs else []
     words += [word for name in config.option.plugins for word in ("-p", name)]
-    words += ["-p", "no:timeout", "-p", "no:cacheprovider", "-p", "no:terminal"]
+    words += ["-p", "no:timeout", "-p", "no:cacheprovider", "-q"]
     for name in ("bridge_backend", "bridge_device", "bridge_timeout"):
         value = config.getoption(name)
-        words += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
+        words += [] if value is None else [f"--{name.replace('_', '-')}={value}"]
     words += ["--bridge-quick"] if config.getoption("bridge_quick") else []
-    return [*words, "--bridge-journal", str(journal), "--bridge-wanted", str(wanted)]
+    # With "=": pytest takes a word of its own that is a path for something to collect from.
+    return [*words, f"--bridge-journal={journal}", f"--bridge-wanted={wanted}"]
 
 
 def _environment() -> dict[str, str]:
