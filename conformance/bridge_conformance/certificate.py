@@ -202,10 +202,14 @@ class Certificate:
 
     @property
     def verdict(self) -> str:
-        """``certified``, ``failed`` or ``not verified``."""
+        """``certified``, ``failed`` or ``not verified``.
+
+        A run that could not try most of what it had to try verifies nothing: where a
+        device is missing, the few tests that need none would pass for a certificate.
+        """
         if self.failures:
             return "failed"
-        if not self.predicts or not self.total("passed"):
+        if not self.predicts or self.total("passed") <= self.total("not_verified"):
             return "not verified"
         return "certified"
 
@@ -220,14 +224,15 @@ class Certificate:
 
         Such as ``certified: 512 passed, 12 known failures, 3 not verified``.
         """
-        verdict = self.verdict
-        if verdict == "not verified":
-            verdict += (
-                " (nothing of the suite could be run)"
-                if self.predicts
-                else " (build only, running models could not be tried)"
-            )
-        return f"{verdict}: {self.summary}"
+        if self.verdict != "not verified":
+            why = ""
+        elif not self.predicts:
+            why = " (build only, running models could not be tried)"
+        elif self.total("passed"):
+            why = " (most of the suite could not be run)"
+        else:
+            why = " (nothing of the suite could be run)"
+        return f"{self.verdict}{why}: {self.summary}"
 
     @property
     def summary(self) -> str:

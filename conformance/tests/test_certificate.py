@@ -142,6 +142,15 @@ def test_claims_become_json_in_a_stable_order() -> None:
         ),
         ({"areas": ()}, "not verified (nothing of the suite could be run): no tests"),
         (
+            {
+                "areas": (Area(name="a", title="", passed=2, not_verified=2),),
+                "not_verified": tuple(
+                    NotVerified(id=f"T::{name}", area="a", reason="Not here.") for name in "xy"
+                ),
+            },
+            "not verified (most of the suite could not be run): 2 passed, 2 not verified",
+        ),
+        (
             {"capabilities": describe(Capabilities(predicts=False))},
             "not verified (build only, running models could not be tried): 5 passed",
         ),
@@ -154,7 +163,16 @@ def test_claims_become_json_in_a_stable_order() -> None:
             "failed: 1 failed, 5 passed",
         ),
     ],
-    ids=["certified", "with-the-rest", "failed", "nothing-ran", "empty", "build-only", "bad-build"],
+    ids=[
+        "certified",
+        "with-the-rest",
+        "failed",
+        "nothing-ran",
+        "empty",
+        "half-ran",
+        "build-only",
+        "bad-build",
+    ],
 )
 def test_the_headline_says_what_happened(changes: dict[str, Any], headline: str) -> None:
     found = make(**changes)
