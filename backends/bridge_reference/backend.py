@@ -27,6 +27,14 @@ __all__ = ["ReferenceBackend"]
 _OTHER_BACKEND = "Use another backend, or export the model without it."
 _NEWER = "Install a newer onnx, or export the model for an older version."
 
+# Fields of TypeProto, for what is no tensor.
+_KINDS = {
+    "sequence_type": "sequence",
+    "map_type": "map",
+    "optional_type": "optional value",
+    "sparse_tensor_type": "sparse tensor",
+}
+
 
 class ReferenceBackend(Backend):
     """``onnx.reference`` on the CPU."""
@@ -186,15 +194,17 @@ def _require_tensors(proto: Any) -> None:
             try:
                 DType.of(_numpy_dtype(element))
             except (KeyError, ValueError):
-                kind = f"tensor of {TensorProto.DataType.Name(element)}"
+                shown = f"tensor of {TensorProto.DataType.Name(element)}"
             else:
                 continue
+        else:
+            shown = _KINDS.get(kind, "value of no stated type")
         raise UnsupportedModel(
-            f"'{value.name}' is a {kind or 'value of no stated type'}; the bridge passes dense "
-            "tensors of types that numpy or ml_dtypes have.",
+            f"'{value.name}' is {'an' if shown[0] in 'aeiou' else 'a'} {shown}; the bridge passes "
+            "dense tensors of types that numpy or ml_dtypes have.",
             fix="Export the model with plain tensors as inputs and outputs.",
             tensor=value.name,
-            type=kind,
+            type=shown,
         )
 
 

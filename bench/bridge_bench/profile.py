@@ -121,7 +121,7 @@ class InputProfile:
         if kind is DType.BOOL:
             return generator.integers(0, 2, shape).astype(bool)
         if kind.is_integer:
-            limit = min(self.highest_id, np.iinfo(kind.numpy).max)
+            limit = min(self.highest_id, kind.bounds[1])
             return generator.integers(0, limit, shape, dtype=np.int64, endpoint=True).astype(
                 kind.numpy
             )
@@ -132,13 +132,13 @@ class InputProfile:
 
     def _constant(self, spec: TensorSpec, kind: DType, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         value = self.constants[spec.name]
-        limits = np.iinfo(kind.numpy) if kind.is_integer else None
+        limits = kind.bounds if kind.is_integer else None
         if limits is not None and not (
-            math.isfinite(value) and value == int(value) and limits.min <= value <= limits.max
+            math.isfinite(value) and value == int(value) and limits[0] <= value <= limits[1]
         ):
             raise InputError(
                 f"the constant {value} for input '{spec.name}' is no {kind}.",
-                fix=f"Give a whole number from {limits.min} to {limits.max}.",
+                fix=f"Give a whole number from {limits[0]} to {limits[1]}.",
                 input=spec.name,
             )
         return np.full(shape, value).astype(kind.numpy)

@@ -233,14 +233,14 @@ def test_inputs_that_are_no_arrays_have_open_types_and_a_note(tmp_path: Path) ->
         message((1, "s"), (2, sequence)),
         message((1, "o"), (2, message((9, b"")))),
         message((1, "u")),
-        value_info("i4", (2,), 22),
+        value_info("f6", (2,), 27),
         value_info("new", (2,), 999),
     ]
     found = facts(graph_of(inputs), tmp_path)
     specs = found.signatures[""].inputs
     assert all(spec.dtype is None for spec in specs)
     assert [spec.shape for spec in specs] == [None, None, None, (2,), (2,)]
-    words = ("a sequence", "an optional value", "no stated type", "type INT4", "type 999")
+    words = ("a sequence", "an optional value", "no stated type", "type FLOAT6E2M3", "type 999")
     for note, spec, word in zip(found.notes, specs, words, strict=True):
         assert f"input '{spec.name}'" in note
         assert word in note

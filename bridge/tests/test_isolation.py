@@ -249,7 +249,7 @@ def test_messages_round_trip_every_dtype() -> None:
         if dtype is DType.STRING:
             arrays["string"] = np.array([["a", "é\0"], ["", "b"]], object)
         else:
-            arrays[str(dtype)] = np.arange(6).reshape(2, 3).astype(dtype.numpy)
+            arrays[str(dtype)] = np.arange(1, 7).reshape(2, 3).astype(dtype.numpy)
     arrays["fortran"] = np.asfortranarray(np.arange(6).reshape(2, 3))
     arrays["scalar"] = np.array(3.5, np.float32)
     arrays["empty"] = np.zeros((0, 3), np.int8)

@@ -84,6 +84,18 @@ def test_zeros_need_shape_and_dtype() -> None:
         Signature((TensorSpec("x", None, (1,)),), ()).zeros()
 
 
+def test_bounds_of_integers() -> None:
+    integers = [dtype for dtype in DType if dtype.is_integer]
+    assert len(integers) == 12
+    for dtype in integers:
+        lowest, highest = dtype.bounds
+        assert np.array([lowest, highest], dtype.numpy).astype(object).tolist() == [lowest, highest]
+    assert (DType.INT2.bounds, DType.UINT4.bounds) == ((-2, 1), (0, 15))
+    assert DType.INT64.bounds == (np.iinfo(np.int64).min, np.iinfo(np.int64).max)
+    with pytest.raises(ValueError, match="float32 has no bounds"):
+        _ = DType.FLOAT32.bounds
+
+
 def test_dtypes_round_trip_through_numpy() -> None:
     pytest.importorskip("ml_dtypes")
     for dtype in DType:

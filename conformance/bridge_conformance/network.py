@@ -184,6 +184,8 @@ class Network:
             values = random.integers(*self._bounds(spec, dtype), size)
         elif dtype in _COMPLEX:
             values = _fractions(random, size, 64) + 1j * _fractions(random, size, 64)
+        elif dtype is DType.FLOAT8_E8M0FNU:  # powers of two: no sign, no zero
+            values = 2.0 ** random.integers(-8, 9, size)
         else:
             values = _fractions(random, size, 4 if dtype.itemsize_bytes <= 2 else 64)
         return values.astype(dtype.numpy).reshape(shape)
@@ -193,9 +195,8 @@ class Network:
         for node in self.nodes:
             if node.op == "Gather" and node.inputs[1] == spec.name:
                 return 0, len(self.constants[node.inputs[0]])
-        limits = np.iinfo(dtype.numpy)
         # OpenVINO computes wide integers in 32 bits.
-        lowest, highest = max(int(limits.min), -(2**31)), min(int(limits.max), 2**31 - 1)
+        lowest, highest = max(dtype.bounds[0], -(2**31)), min(dtype.bounds[1], 2**31 - 1)
         if all(node.op == "Identity" for node in self.nodes):
             return lowest, highest + 1
         most = math.isqrt(highest) - 1  # so that most * most + most + most fits

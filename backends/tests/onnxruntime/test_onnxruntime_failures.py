@@ -86,8 +86,8 @@ UNSUPPORTED: dict[str, tuple[Any, str, dict[str, str]]] = {
     ),
     "int4": (
         proto(make_node("Cast", ["x"], ["y"], to=INT4), y=(INT4, ["N"]), opsets=(("", 21),), ir=10),
-        "'y' is of type tensor(int4)",
-        {"tensor": "y"},
+        "'y' is int4, which onnxruntime does not take",
+        {"tensor": "y", "dtype": "int4"},
     ),
     "sequence": (
         proto(node("SequenceConstruct", "x", "x"), y=sequence()),

@@ -129,7 +129,8 @@ def test_the_model_states_its_signature() -> None:
 
 
 def sample(dtype: bridge.DType, shape: tuple[int, ...]) -> Any:
-    numbers = np.arange(np.prod(shape, dtype=int)).reshape(shape)
+    # From 1 on: one of the types has no 0.
+    numbers = np.arange(1, 1 + np.prod(shape, dtype=int)).reshape(shape)
     if dtype is bridge.DType.STRING:
         return numbers.astype(str).astype(object)
     return numbers.astype(dtype.numpy)
@@ -318,17 +319,24 @@ UNSUPPORTED: dict[str, tuple[Any, str, dict[str, Any]]] = {
             [("x", FLOAT, ["N"])],
             [onnx.helper.make_tensor_sequence_value_info("y", FLOAT, ["N"])],
         ),
-        "'y' is a sequence_type",
-        {"tensor": "y"},
+        "'y' is a sequence;",
+        {"tensor": "y", "type": "sequence"},
     ),
-    "int4": (
+    "optional": (
         proto(
-            [onnx.helper.make_node("Cast", ["x"], ["y"], to=Proto.INT4)],
+            [("Optional", ["x"], ["y"])],
             [("x", FLOAT, ["N"])],
-            [("y", Proto.INT4, ["N"])],
+            [
+                onnx.helper.make_value_info(
+                    "y",
+                    onnx.helper.make_optional_type_proto(
+                        onnx.helper.make_tensor_type_proto(FLOAT, ["N"])
+                    ),
+                )
+            ],
         ),
-        "'y' is a tensor of INT4",
-        {"tensor": "y"},
+        "'y' is an optional value;",
+        {"tensor": "y", "type": "optional value"},
     ),
 }
 

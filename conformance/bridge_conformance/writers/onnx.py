@@ -16,11 +16,19 @@ __all__ = ["onnx_model", "write_onnx"]
 
 _COMPLEX = frozenset({DType.COMPLEX64, DType.COMPLEX128})
 
-# The oldest opset with all operators in the form used here, and the first one whose
-# Identity takes float8; each with the IR version of the same release.
-# Source: the table of versions in onnx, docs/Versioning.md.
+# The oldest opset with all operators in the form used here, and the first ones whose
+# Identity takes what is newer; each with the IR version of the same release.
+# Source: the table of versions in onnx, docs/Versioning.md, and docs/Changelog.md.
 _PLAIN = (18, 8)
-_FLOAT8 = (19, 9)
+_NEWER = {
+    **dict.fromkeys((one for one in DType if one.value.startswith("float8")), (19, 9)),
+    DType.INT4: (21, 10),
+    DType.UINT4: (21, 10),
+    DType.FLOAT4_E2M1FN: (23, 11),
+    DType.FLOAT8_E8M0FNU: (24, 12),
+    DType.INT2: (25, 13),
+    DType.UINT2: (25, 13),
+}
 
 
 def write_onnx(network: Network, folder: Path) -> Path:
@@ -66,8 +74,7 @@ def onnx_model(network: Network) -> Any:
         [_value(spec) for spec in network.outputs],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    has_float8 = any("float8" in dtype.value for dtype in network.dtypes)
-    opset, ir_version = _FLOAT8 if has_float8 else _PLAIN
+    opset, ir_version = max(_NEWER.get(dtype, _PLAIN) for dtype in network.dtypes)
     model = helper.make_model(
         graph,
         producer_name="bridge_conformance",
