@@ -1,0 +1,158 @@
+"""ONNX's own test cases, those of ``onnx.backend.test``, as plain data.
+
+Listing the names takes onnx seconds, because its node cases are computed while they are
+imported: the names are cached, and the cases made when the first one is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bridge.cache import default_cache
+
+__all__ = ["KINDS", "DataSet", "OnnxCase", "case", "names"]
+
+KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")
+"""The kinds of cases whose models lie inside onnx; those of ``real`` are downloaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """Inputs of one call and what has to come out, in the order of the graph.
+
+    A tensor is a numpy array, a sequence a list of arrays, an optional value one of
+    these or ``None``.
+    """
+
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxCase:
+    """One case of ONNX's suite.
+
+    Attributes:
+        name: Such as ``test_add_bcast``; unique over all kinds.
+        kind: One of ``KINDS``.
+        rtol: Tolerance relative to the wanted value, as the case states it.
+        atol: Absolute tolerance, as the case states it.
+    """
+
+    name: str
+    kind: str
+    rtol: float
+    atol: float
+    _model: Callable[[], bytes] = field(repr=False)
+    _data_sets: Callable[[], Sequence[DataSet]] = field(repr=False)
+
+    @property
+    def model(self) -> bytes:
+        """The ``ModelProto`` as bytes."""
+        return self._model()
+
+    @property
+    def data_sets(self) -> Sequence[DataSet]:
+        """What to feed, and what has to come out; made anew each time."""
+        return self._data_sets()
+
+
+def names(kind: str | None = None) -> tuple[str, ...]:
+    """Names of all cases, or those of one kind, in the order of ``KINDS``.
+
+    Raises:
+        PackageNotFoundError: onnx is not installed.
+    """
+    listed = json.loads((_index() / "names.json").read_text(encoding="utf-8"))
+    return tuple(name for one in KINDS if kind in (None, one) for name in listed[one])
+
+
+def case(name: str) -> OnnxCase:
+    """The case of that name.
+
+    Raises:
+        KeyError: onnx has no such case.
+    """
+    return _cases()[name]
+
+
+def _index() -> Path:
+    def build(folder: Path) -> None:
+        listed: dict[str, list[str]] = {kind: [] for kind in KINDS}
+        for one in _cases().values():
+            listed[one.kind].append(one.name)
+        (folder / "names.json").write_text(json.dumps(listed), encoding="utf-8")
+
+    parts = {"onnx": importlib.metadata.version("onnx"), "kinds": list(KINDS)}
+    return default_cache().entry("onnx-case-names", parts, build)
+
+
+@functools.cache
+def _cases() -> dict[str, OnnxCase]:
+    from onnx.backend.test.loader import load_model_tests
+
+    cases = {}
+    for kind in KINDS:
+        for native in sorted(load_model_tests(kind=kind), key=lambda native: native.name):
+            cases[native.name] = _case(native, kind)
+    return cases
+
+
+def _case(native: Any, kind: str) -> OnnxCase:
+    if native.model_dir is None:
+        return OnnxCase(
+            native.name,
+            kind,
+            native.rtol,
+            native.atol,
+            lambda: bytes(native.model.SerializeToString()),
+            lambda: [
+                DataSet(tuple(map(_value, inputs)), tuple(map(_value, outputs)))
+                for inputs, outputs in native.data_sets
+            ],
+        )
+    folder = Path(native.model_dir)
+    return OnnxCase(
+        native.name,
+        kind,
+        native.rtol,
+        native.atol,
+        (folder / "model.onnx").read_bytes,
+        lambda: [
+            DataSet(_stored(one, "input"), _stored(one, "output"))
+            for one in sorted(folder.glob("test_data_set_*"))
+        ],
+    )
+
+
+def _stored(folder: Path, role: str) -> tuple[Any, ...]:
+    """The tensors of one data set on disk; none of the stored cases has other values."""
+    from onnx import TensorProto
+
+    count = len(list(folder.glob(f"{role}_*.pb")))
+    return tuple(
+        _value(TensorProto.FromString((folder / f"{role}_{index}.pb").read_bytes()))
+        for index in range(count)
+    )
+
+
+def _value(given: Any) -> Any:
+    """Arrays for tensors, texts as objects; lists and ``None`` stay what they are."""
+    from onnx import TensorProto, numpy_helper
+
+    if given is None:
+        return None
+    if isinstance(given, (list, tuple)):
+        return [_value(item) for item in given]
+    if isinstance(given, TensorProto):
+        given = numpy_helper.to_array(given)
+    array = np.array(given, order="C")  # many cases state scalars as numpy scalars
+    return array.astype(object) if array.dtype.kind == "U" else array
