@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import tempfile
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,6 +40,7 @@ class TractBackend(bridge.Backend):
             formats=frozenset({"onnx"}),
             dtypes=frozenset(_WORDS),
             dynamic_dims=True,
+            dlpack=True,
             zero_rows=False,  # a sum over a dim of size 0 ends the process
             deterministic=True,
             thread_safety=bridge.ThreadSafety.SHARED,
@@ -92,12 +91,12 @@ class TractPredictor(bridge.Predictor):
 
 
 def _state_dims(graph: Any, signature: bridge.Signature) -> None:
-    """Gives dims symbols: tract needs one for each, and takes their names for formulas."""
+    """Gives dims without a name one, which tract needs, and leaves outputs for it to infer."""
     for index in range(graph.output_count()):
-        graph.set_output_fact(index, None)  # it follows from the inputs
-    numbers = itertools.count()
-    symbols: defaultdict[object, str] = defaultdict(lambda: f"d{next(numbers)}")
+        graph.set_output_fact(index, None)
     for index, spec in enumerate(signature.inputs):
         if spec.dtype in _WORDS and spec.shape is not None:
-            dims = [d if isinstance(d, int) else symbols[d or object()] for d in spec.shape]
-            graph.set_input_fact(index, ",".join(map(str, [*dims, _WORDS[spec.dtype]])))
+            dims = [
+                f"_{index}_{n}" if dim is None else str(dim) for n, dim in enumerate(spec.shape)
+            ]
+            graph.set_input_fact(index, ",".join([*dims, _WORDS[spec.dtype]]))
