@@ -130,6 +130,7 @@ def _groups(
         groups.setdefault(cause(test), []).append(test.id)
     found = []
     for (reason, issue, since), ids in groups.items():
+        listed = tag("ul", *(tag("li", tag("code", one)) for one in ids), class_="ids")
         found.append(
             tag(
                 "div",
@@ -137,16 +138,12 @@ def _groups(
                     "p",
                     tag("span", f"{SIGNS[state]} {len(ids)} {state}", class_=slug(state)),
                     f" {reason} ",
-                    link(issue) if issue else "",
+                    link(issue, "Issue.") if issue else "",
                     f" Seen since {since}." if since else "",
                 ),
-                tag(
-                    "details",
-                    tag("summary", "test" if len(ids) == 1 else f"{len(ids)} tests"),
-                    tag("ul", *(tag("li", tag("code", one)) for one in ids)),
-                    open="open" if len(ids) <= _MANY else None,
-                    class_="ids",
-                ),
+                listed
+                if len(ids) <= _MANY
+                else tag("details", tag("summary", f"{len(ids)} tests"), listed),
                 class_="group",
             )
         )

@@ -54,8 +54,8 @@ def facts(told: Mapping[str, str]) -> ET.Element:
     return tag("dl", *pairs)
 
 
-def link(address: str) -> ET.Element | str:
+def link(address: str, text: str) -> ET.Element | str:
     """A link to an issue; anything but a web address is shown as it stands."""
     if not re.match(r"https?://", address):
         return address
-    return tag("a", "issue", href=address, title=address, rel="noreferrer")
+    return tag("a", text, href=address, title=address, rel="noreferrer")

@@ -218,7 +218,7 @@ def _row_head(run: Run) -> ET.Element:
 def _cell(run: Run, name: str) -> ET.Element:
     area = run.area(name)
     if area is None:
-        text = "not verified: this run has no test of it"
+        text = "not verified: not in this run"
         lines = [tag("span", SIGNS["not verified"], tag("em", f" {text}"))]
         return tag(
             "td",
