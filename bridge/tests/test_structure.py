@@ -25,13 +25,15 @@ PACKAGES = {
     "bridge_reference": {"bridge"},
     "bridge_bench": {"bridge", "bridge_zoo"},
     "bridge_zoo": {"bridge"},
-    "bridge_cli": {"bridge", "bridge_bench", "bridge_convert"},
+    "bridge_conformance": {"bridge"},
+    "bridge_cli": {"bridge", "bridge_bench", "bridge_conformance", "bridge_convert"},
 }
 # What a package may import at module level besides the standard library and PACKAGES;
 # everything else is imported inside functions.
 AT_IMPORT = {
     "bridge": {"numpy", "pluggy"},
     "bridge_cli": {"numpy", "typer", "rich", "click"},
+    "bridge_conformance": {"numpy", "pytest", "hypothesis"},
 }
 RUNTIMES = {"onnxruntime", "openvino", "torch", "tensorflow", "tensorrt", "onnx", "keras"}
 
@@ -78,7 +80,7 @@ def test_only_allowed_packages_are_imported(package: str) -> None:
             assert everywhere <= allowed, path
 
 
-@pytest.mark.parametrize("package", ["bridge_bench", "bridge_cli"])
+@pytest.mark.parametrize("package", ["bridge_bench", "bridge_cli", "bridge_conformance"])
 def test_no_backend_is_named_outside_backends(package: str) -> None:
     names = RUNTIMES - {"onnx"}  # that is also the name of a format
     for path in sources(package):
@@ -104,7 +106,7 @@ def test_packages_are_typed(package: str) -> None:
 
 @pytest.mark.parametrize("package", [name for name in PACKAGES if name.startswith("bridge_")])
 def test_backends_share_their_file_names(package: str) -> None:
-    if package in {"bridge_bench", "bridge_zoo", "bridge_cli"}:
+    if package in {"bridge_bench", "bridge_zoo", "bridge_cli", "bridge_conformance"}:
         return
     names = {path.name for path in sources(package)}
     shared = {"plugin.py", "backend.py", "predictor.py", "options.py", "native.py"}

@@ -34,14 +34,14 @@ CLOSED_OUTPUT = 141  # 128 + SIGPIPE, as shells report it
 
 TABLE = {
     OK: "all is well",
-    FINDING: "ran, and found something wrong: arms disagree, an entry is damaged",
+    FINDING: "ran, and found something wrong: arms disagree, a test failed, an entry is damaged",
     USAGE: "wrong arguments or options",
     MODEL: "the model: not there, broken, unsupported, not trusted",
     BACKEND: "a backend, format, adapter or plugin: unknown, or not installed",
     INPUT: "the inputs do not fit the signature",
     DEVICE: "the device: not there, not what was asked for, out of memory",
     WORK: "predicting, converting, the cache or writing a file failed",
-    NOTHING_RAN: "compare: no arm ran",
+    NOTHING_RAN: "compare: no arm ran; conform: nothing could be tried",
     DEFECT: "a defect of the program itself",
     INTERRUPTED: "interrupted with Ctrl-C",
     CLOSED_OUTPUT: "the reader of the output went away",

@@ -17,7 +17,7 @@ import pytest
 from bridge import errors
 from bridge_cli import exit_codes
 
-COMMANDS = ("doctor", "inspect", "run", "compare", "convert", "options")
+COMMANDS = ("doctor", "inspect", "run", "compare", "convert", "options", "conform")
 CACHE_COMMANDS = ("ls", "rm", "verify")
 SCHEMAS = sorted((Path(str(exit_codes.__file__)).parent / "schemas").glob("*.schema.json"))
 

@@ -120,7 +120,7 @@ class Ledger:
             python=platform.python_version(),
             platform=f"{platform.system()} {platform.machine()}",
             capabilities=describe(self.subject.claims),
-            areas=tuple(self._area(name, unrun) for name in self._titles),
+            areas=tuple(self._area(name, unrun) for name in sorted(self._titles)),
             failures=tuple(
                 Failure(id=test, area=self._areas[test], text=self._texts[test])
                 for test in by_outcome.get("failed", [])

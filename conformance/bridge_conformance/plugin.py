@@ -46,6 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run the suite in this very process: for debuggers; a crash then ends it all",
     )
+    add("--bridge-progress", type=Path, help=_HIDDEN)
     # Between the process that collects and the one that runs; see supervision.py.
     add("--bridge-journal", type=Path, help=_HIDDEN)
     add("--bridge-wanted", type=Path, help=_HIDDEN)
@@ -136,11 +137,20 @@ class _Recorder:
             item.nodeid: (id_of(item), ledgers[subject_of(config, _class_of(item)).backend.name])
             for item in items
         }
+        self._progress: Path | None = config.getoption("bridge_progress")
+        self._done = 0
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.nodeid in self._places:
             test, ledger = self._places[report.nodeid]
             ledger.note(test, report)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self._done += 1
+        if self._progress is not None and nodeid in self._places:
+            test, _ = self._places[nodeid]
+            with self._progress.open("a", encoding="utf-8") as file:
+                print(f"{self._done} of {len(self._places)}, {test}", file=file)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

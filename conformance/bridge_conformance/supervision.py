@@ -146,6 +146,8 @@ class _Child:
                 report = self._session.config.hook.pytest_report_from_serializable(
                     config=self._session.config, data=line["report"]
                 )
+                if isinstance(report.longrepr, list):  # pytest wants the tuple that JSON has not
+                    report.longrepr = tuple(report.longrepr)
                 running.ihook.pytest_runtest_logreport(report=report)
                 if report.when == "teardown":
                     running.ihook.pytest_runtest_logfinish(
@@ -202,7 +204,9 @@ def _command(config: pytest.Config, journal: Path, wanted: Path) -> list[str]:
     words += ["--import-mode", config.getoption("importmode")]
     words += ["--pyargs"] if config.option.pyargs else []
     words += [word for name in config.option.plugins for word in ("-p", name)]
-    words += ["-p", "no:timeout", "-p", "no:cacheprovider", "-q"]
+    words += ["-p", "no:cacheprovider", "-q"]
+    # The deadlines are ours; pytest-timeout, where it is there, would have its own.
+    words += ["-o", "timeout=0"] if config.pluginmanager.hasplugin("timeout") else []
     for name in ("bridge_backend", "bridge_device", "bridge_timeout"):
         value = config.getoption(name)
         words += [] if value is None else [f"--{name.replace('_', '-')}={value}"]
