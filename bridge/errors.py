@@ -152,7 +152,10 @@ class InvalidModel(ModelError, ValueError):
 
 
 class UnsupportedModel(ModelError, ValueError):
-    """A sound model that the backend cannot take: format, operator, opset, dtype."""
+    """A sound model that the backend cannot take: format, operator, opset, dtype.
+
+    Where options would lift the refusal, they are in ``detail["options"]``.
+    """
 
 
 class UntrustedModel(ModelError, PermissionError):

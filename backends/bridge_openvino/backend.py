@@ -182,6 +182,7 @@ def _require_float32(ports: Ports, options: OpenvinoOptions) -> None:
                 f"'{spec.name}' is float64, which OpenVINO computes in float32.",
                 fix="Use another backend, or accept that with options={'narrow_float64': True}.",
                 tensor=spec.name,
+                options={"narrow_float64": True},
             )
 
 

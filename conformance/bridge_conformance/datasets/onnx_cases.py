@@ -18,7 +18,7 @@ import numpy as np
 
 from bridge.cache import default_cache
 
-__all__ = ["KINDS", "DataSet", "OnnxCase", "case", "names"]
+__all__ = ["KINDS", "DataSet", "Interface", "OnnxCase", "case", "names"]
 
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")
 """The kinds of cases whose models lie inside onnx; those of ``real`` are downloaded."""
@@ -34,6 +34,36 @@ class DataSet:
 
     inputs: tuple[Any, ...]
     outputs: tuple[Any, ...]
+
+
+# Operators of ONNX whose results are drawn; Dropout is compared, since its seed is stated.
+_RANDOM = frozenset(
+    {
+        "Bernoulli",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """What the graph of a case says about itself.
+
+    Attributes:
+        inputs: Names of inputs, in order.
+        outputs: Names of outputs, in order.
+        others: Names of those inputs and outputs that are sequences or optional values.
+        is_random: Values of outputs are drawn anew by each call.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    others: frozenset[str]
+    is_random: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +88,22 @@ class OnnxCase:
     def model(self) -> bytes:
         """The ``ModelProto`` as bytes."""
         return self._model()
+
+    @property
+    def interface(self) -> Interface:
+        """What the graph says about itself."""
+        import onnx
+
+        graph = onnx.load_model_from_string(self.model).graph
+        values = (*graph.input, *graph.output)
+        return Interface(
+            tuple(value.name for value in graph.input),
+            tuple(value.name for value in graph.output),
+            frozenset(
+                value.name for value in values if value.type.WhichOneof("value") != "tensor_type"
+            ),
+            any(node.op_type in _RANDOM for node in graph.node),
+        )
 
     @property
     def data_sets(self) -> Sequence[DataSet]:
