@@ -1,0 +1,34 @@
+"""Networks as OpenVINO IR, converted from their ONNX models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bridge import DType
+from bridge_conformance.network import Network
+from bridge_conformance.writers.onnx import onnx_model
+from bridge_conformance.writing import NotExpressible
+
+__all__ = ["write_ir"]
+
+# Not among the members of openvino.Type in 2026.4.
+_MISSING = frozenset(
+    {DType.FLOAT8_E4M3FNUZ, DType.FLOAT8_E5M2FNUZ, DType.COMPLEX64, DType.COMPLEX128}
+)
+
+
+def write_ir(network: Network, folder: Path) -> Path:
+    """Writes ``.xml`` and ``.bin``, with all weights in their own type.
+
+    Raises:
+        NotExpressible: OpenVINO lacks an element type.
+    """
+    import openvino
+
+    missing = network.dtypes & _MISSING
+    if missing:
+        raise NotExpressible(f"OpenVINO has no element type {', '.join(map(str, missing))}.")
+    path = folder / f"{network.name}.xml"
+    converted = openvino.Core().read_model(onnx_model(network).SerializeToString())
+    openvino.save_model(converted, path, compress_to_fp16=False)
+    return path
