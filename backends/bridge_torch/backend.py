@@ -131,6 +131,11 @@ def _of_scripted(module: Any, options: TorchOptions, model: ModelRef) -> Program
     return of_script(module, provider, model.declared)
 
 
+# torch reads one program at a time: a second thread would find its deserializer, which is a
+# global, "already set" (AssertionError, seen with torch 2.13).
+_reading = threading.Lock()
+
+
 def _exported_program(model: ModelRef, device: Device, options: TorchOptions) -> Program:
     import torch
 
@@ -140,7 +145,8 @@ def _exported_program(model: ModelRef, device: Device, options: TorchOptions) ->
         raise _illegal(options, "an ExportedProgram", "compiled")
     exported: Any = model.live
     if exported is None:
-        exported = torch.export.load(str(model.file))
+        with _reading:
+            exported = torch.export.load(str(model.file))
     if device != CPU:
         from torch.export.passes import move_to_device_pass
 

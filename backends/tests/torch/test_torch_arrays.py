@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +270,27 @@ def test_threads_get_their_own_answers(form: str, tmp_path: Path) -> None:
         for thread in threads:
             thread.join()
     assert not wrong
+
+
+@FORMS
+def test_threads_may_load_at_once(form: str, tmp_path: Path) -> None:
+    class Scale(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2
+
+    load(Scale(), form, tmp_path, torch.zeros(3)).close()
+    path = next(tmp_path.iterdir(), None)
+    start = threading.Barrier(4)
+
+    def work(_: int) -> None:
+        start.wait(60)
+        for _ in range(5):
+            with bridge.load(path or Scale().eval()) as predictor:
+                (result,) = predictor.predict({"x": np.ones(3, np.float32)}).values()
+                assert (result == 2).all()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
 
 
 @FORMS
