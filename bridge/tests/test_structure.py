@@ -35,6 +35,7 @@ AT_IMPORT = {
     "bridge_cli": {"numpy", "typer", "rich", "click"},
     "bridge_conformance": {"numpy", "pytest", "hypothesis"},
 }
+WRITING = {"writers", "datasets", "models.py"}
 RUNTIMES = {"onnxruntime", "openvino", "torch", "tensorflow", "tensorrt", "onnx", "keras"}
 
 
@@ -86,6 +87,8 @@ def test_no_backend_is_named_outside_backends(package: str) -> None:
     for path in sources(package):
         if path.name == "overhead.py":
             continue  # its subject is the native call of each runtime
+        if package == "bridge_conformance" and WRITING & set(path.parts + (path.name,)):
+            continue  # names of libraries that write models and test sets, not of backends
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and node.value in names:
                 raise AssertionError(f"{path}:{node.lineno} names backend {node.value!r}")

@@ -85,5 +85,5 @@ def test_wrong_words(process: Any, tmp_path: Path) -> None:
 
 def test_a_selection_that_matches_nothing(process: Any) -> None:
     found = process("conform", "exact", "-k", "no_such_test")
-    assert found.code == exit_codes.WORK
-    assert "without a certificate" in found.err
+    assert found.code == exit_codes.NOTHING_RAN
+    assert "no tests" in found.out

@@ -93,6 +93,11 @@ class Ledger:
         if report.user_properties:
             self._measured[test] = {str(name): value for name, value in report.user_properties}
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether any test has been run."""
+        return bool(self._outcomes)
+
     def certificate(self) -> Certificate:
         """What has been proved, as a certificate of now."""
         backend = self.subject.backend

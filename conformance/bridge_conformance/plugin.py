@@ -83,6 +83,17 @@ def pytest_collection() -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_pycollect_makeitem(
+    collector: pytest.Module | pytest.Class, obj: object
+) -> list[pytest.Item] | None:
+    """Does not even collect, in quick mode, a class of the suite that takes long as a whole."""
+    if not (isinstance(obj, type) and collector.config.getoption("bridge_quick")):
+        return None
+    is_long = any(mark.name == "full" for mark in getattr(obj, "pytestmark", []))
+    return [] if is_long and _is_suite_class(obj) else None
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Chooses the tests that a backend has to pass, and marks its known failures."""
     ours = [item for item in items if _is_of_suite(item)]
@@ -175,6 +186,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     ledgers = session.config.stash.get(_ledgers, {})
     if path is None or not ledgers or session.config.option.collectonly:
         return
+    if session.testsfailed and not any(ledger.is_begun for ledger in ledgers.values()):
+        return  # something could not be collected, so nothing was run: nothing to certify
     for name, ledger in ledgers.items():
         where = path if len(ledgers) == 1 else path.with_name(f"{path.stem}-{name}{path.suffix}")
         ledger.certificate().write(where)
@@ -237,7 +250,11 @@ def load(subject: Subject) -> Iterator[Any]:
 
 def _is_of_suite(item: pytest.Item) -> bool:
     cls = getattr(item, "cls", None)
-    return cls is not None and any(one.__module__.startswith(_SUITE) for one in cls.__mro__)
+    return cls is not None and _is_suite_class(cls)
+
+
+def _is_suite_class(cls: type) -> bool:
+    return any(one.__module__.startswith(_SUITE) for one in cls.__mro__)
 
 
 def _class_of(item: pytest.Item) -> type:
