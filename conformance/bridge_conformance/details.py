@@ -18,6 +18,7 @@ __all__ = [
     "date",
     "details",
     "hardware",
+    "prose",
     "slug",
     "states",
     "words",
@@ -38,10 +39,19 @@ class Run:
     Attributes:
         anchor: Anchor of its details, and the beginning of those of its areas.
         certificate: What is shown.
+        is_alone: Whether no other on the page is of this backend and device.
     """
 
     anchor: str
     certificate: Certificate
+    is_alone: bool
+
+    @property
+    def title(self) -> str:
+        """Backend and device, and the Python where only that tells runs apart."""
+        one = self.certificate
+        rest = "" if self.is_alone else f", Python {one.python}"
+        return f"{one.backend} {one.device}{rest}"
 
     def area(self, name: str) -> Area | None:
         """An area by its name, if this run has tests of it."""
@@ -112,7 +122,7 @@ def _area_details(run: Run, area: Area) -> ET.Element:
     )
     return tag(
         "details",
-        tag("summary", tag("b", words(area.name)), tag("span", area.title), *outcomes),
+        tag("summary", tag("b", words(area.name)), tag("span", prose(area.title)), *outcomes),
         # The target is inside, so that a browser opens what is around it.
         tag("div", *parts, id=f"{run.anchor}-{run.place(area.name)}"),
         class_="area",
@@ -184,6 +194,11 @@ def date(one: Certificate) -> str:
 def words(name: str) -> str:
     """A name of the certificate as one reads it."""
     return name.replace("_", " ")
+
+
+def prose(text: str) -> str:
+    """A sentence of a docstring without its markup."""
+    return text.replace("``", "")
 
 
 def slug(state: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from bridge_conformance.details import (
     date,
     details,
     hardware,
+    prose,
     slug,
     states,
     words,
@@ -118,7 +120,11 @@ def page(certificates: Iterable[Certificate]) -> str:
         certificates: Any, in any order; rows are sorted by backend and device.
     """
     ordered = sorted(certificates, key=lambda one: (one.backend, _kind(one) != "cpu", one.device))
-    runs = [Run(f"run{number}", one) for number, one in enumerate(ordered, 1)]
+    twins = Counter((one.backend, one.device) for one in ordered)
+    runs = [
+        Run(f"run{number}", one, is_alone=twins[one.backend, one.device] == 1)
+        for number, one in enumerate(ordered, 1)
+    ]
     columns: dict[str, str] = {}
     # The longest list first: others lack areas, but do not order them otherwise.
     for one in sorted(ordered, key=lambda one: -len(one.areas)):
@@ -183,7 +189,7 @@ def _header(certificates: Sequence[Certificate]) -> ET.Element:
 
 def _matrix(runs: Sequence[Run], columns: Mapping[str, str]) -> ET.Element:
     names = (
-        tag("th", tag("span", words(name)), scope="col", title=title)
+        tag("th", tag("span", words(name)), scope="col", title=prose(title))
         for name, title in columns.items()
     )
     legend = (
@@ -210,6 +216,7 @@ def _row_head(run: Run) -> ET.Element:
         "th",
         tag("a", tag("b", one.backend), f" {one.device}", href=f"#{run.anchor}"),
         tag("small", f"{one.runtime_version or 'not installed'}, {one.mode}"),
+        "" if run.is_alone else tag("small", f"Python {one.python}"),
         badge(one.verdict),
         scope="row",
     )
@@ -290,7 +297,7 @@ def _measured(runs: Sequence[Run]) -> Iterable[ET.Element]:
         cells = (tag("td", _number(value), class_="number") for value in values)
         head = tag("th", tag("code", test), tag("small", words(name)), scope="row")
         body.append(tag("tr", head, *cells))
-    names = (f"{run.certificate.backend} {run.certificate.device}" for run in having)
+    names = (run.title for run in having)
     yield tag(
         "section",
         tag("h2", "Measured"),
@@ -300,9 +307,7 @@ def _measured(runs: Sequence[Run]) -> Iterable[ET.Element]:
 
 
 def _run_head(run: Run) -> ET.Element:
-    one = run.certificate
-    link = tag("a", tag("b", one.backend), f" {one.device}", href=f"#{run.anchor}")
-    return tag("th", link, scope="row")
+    return tag("th", tag("a", run.title, href=f"#{run.anchor}"), scope="row")
 
 
 def _number(value: object) -> str:

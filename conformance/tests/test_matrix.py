@@ -40,7 +40,7 @@ def make(**changes: Any) -> Certificate:
         "python": "3.11.7",
         "platform": "Linux x86_64",
         "capabilities": describe(Capabilities(formats=frozenset(["onnx"]))),
-        "areas": (Area(name="predict", title="Answers.", passed=5),),
+        "areas": (Area(name="predict", title="``bind()`` answers.", passed=5),),
     }
     return Certificate(**{**facts, **changes})
 
@@ -276,6 +276,7 @@ def test_whatever_a_certificate_says_stays_text() -> None:
 def test_a_page_without_certificates_is_a_page() -> None:
     found = Page(page([]))
     assert "Conformance of backends" in found.text
+    assert "bind() answers." in Page(page([make()])).text
     assert found.tags[0] == ("html", {"lang": "en"})
 
 
@@ -284,6 +285,14 @@ def test_the_page_does_not_depend_on_the_order_of_certificates() -> None:
     assert page(many) == page(many[::-1])
     heads = re.findall(r"<b>([ab])</b> (\S+?)</a>", page(many))
     assert heads == [("a", "cpu"), ("a", "cuda:0"), ("b", "cpu"), ("b", "cuda:0")]
+
+
+def test_runs_that_differ_in_python_alone_say_so() -> None:
+    measured = {"TestA::test_a": {"ms": 1}}
+    many = [make(python=python, measured=measured) for python in ("3.11.7", "3.12.1")]
+    assert Page(page(many)).text.count("cpu, Python 3.12.1") == 1  # the table of numbers
+    assert page(many).count("<small>Python 3.12.1</small>") == 1
+    assert "<small>Python" not in page([many[0], make(device="cuda")])
 
 
 def test_rows_tell_of_each_kind_of_device() -> None:
