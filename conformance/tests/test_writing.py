@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import bridge
+from bridge.loading import open_model
 from bridge_conformance import writing
 from bridge_conformance.networks import NETWORKS
 from bridge_conformance.writing import NotWritable, Writer, writers, written
@@ -137,7 +138,7 @@ def test_every_writer_writes_without_a_warning(format: str, library: str, tmp_pa
     assert [line[0] for line in lines] == list(NETWORKS)
     for name in ("affine", "two", "deep"):
         (place,) = (line[2] for line in lines if line[0] == name)
-        model = bridge.loading.open_model(tmp_path / "m" / place)
+        model = open_model(tmp_path / "m" / place)
         assert model.format.name == format
 
 
