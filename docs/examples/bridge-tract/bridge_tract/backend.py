@@ -18,11 +18,11 @@ _WORDS = {DType(f"{kind}{n}"): f"{kind[0]}{n}" for kind, bits in _BITS.items() f
 _WORDS[DType.BOOL] = "bool"
 
 # What tract's errors mean; the names of groups are filled into the texts.
-_NODE = r'node #\d+ "(?P<node>[^"]*)" '
+_OPERATOR = "tract cannot do the {operator} of this model."
 _RULES = (
-    (rf"{_NODE}Unimplemented\((?P<operator>\w+)", "tract has no operator {operator} ('{node}')."),
-    (rf"analyse for {_NODE}(?P<operator>\w+)", "tract cannot tell the shapes at {operator}."),
-    (r"DatumType (?:in.*API )?(?P<dtype>\w+)", "tract cannot hand out its type {dtype}."),
+    (r'node #\d+ ".*?" (Unimplemented\()?(?P<operator>[A-Za-z]+)', _OPERATOR),
+    (r"Building node .*?\((?P<operator>\w+)\)", _OPERATOR),
+    (r"DatumType (in.*API )?(?P<dtype>\w+)", "tract cannot hand out its type {dtype}."),
 )
 _OTHER = "Use another backend, or export the model without it."
 
