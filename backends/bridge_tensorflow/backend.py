@@ -29,6 +29,16 @@ from bridge_tensorflow.session import open_session, own_pools
 
 __all__ = ["TensorflowBackend"]
 
+# TensorFlow 2.21 has no e8m0; what its SavedModels say of the other small types has no
+# counterpart in arrays that a session takes.
+_DTYPES = frozenset(DType) - {
+    DType.INT2,
+    DType.INT4,
+    DType.UINT2,
+    DType.UINT4,
+    DType.FLOAT4_E2M1FN,
+    DType.FLOAT8_E8M0FNU,
+}
 _DISTRIBUTIONS = ("tensorflow-cpu", "tensorflow", "tf-nightly", "tensorflow-intel")
 
 
@@ -53,7 +63,7 @@ class TensorflowBackend(Backend):
     def capabilities(self, device: Device) -> Capabilities:
         return Capabilities(
             formats=frozenset({"keras", "saved_model"}),
-            dtypes=frozenset(DType),
+            dtypes=_DTYPES,
             dynamic_dims=True,
             zero_rows=True,
             dlpack=True,

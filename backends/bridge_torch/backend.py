@@ -32,7 +32,17 @@ _FORMATS = frozenset(
     ("torchscript", "exported_program", "aot_inductor", "torch_module", "torch_pickle")
 )
 _SCRIPT_IS_DEPRECATED = r"`torch\.jit\.\w+` is (deprecated|not supported)"
-_DTYPES = frozenset(set(DType) - {DType.STRING})
+# Without strings, and without the small types: torch 2.13 has names for most of them, but
+# its tensors of these cannot be made from arrays or turned into some.
+_DTYPES = frozenset(DType) - {
+    DType.STRING,
+    DType.INT2,
+    DType.INT4,
+    DType.UINT2,
+    DType.UINT4,
+    DType.FLOAT4_E2M1FN,
+    DType.FLOAT8_E8M0FNU,
+}
 
 
 class TorchBackend(bridge.Backend):

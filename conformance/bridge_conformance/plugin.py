@@ -7,7 +7,7 @@ imports pytest and the standard library only, until a test of the suite is colle
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,13 +115,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtestloop(session: pytest.Session) -> Iterator[None]:
+def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
     """Runs other tests as ever, then those of the suite, each backend in a child."""
     config = session.config
     items = session.items
     ours = [item for item in items if _is_of_suite(item)]
     if not ours or not _is_supervised(config):
-        return (yield)  # type: ignore[return-value]
+        return (yield)
     from bridge_conformance.subject import subject_of
     from bridge_conformance.supervision import supervise
 
@@ -133,7 +133,7 @@ def pytest_runtestloop(session: pytest.Session) -> Iterator[None]:
     for group in groups.values():
         supervise(session, group)
     session.items = items
-    return result  # type: ignore[return-value]
+    return result
 
 
 class _Recorder:

@@ -60,7 +60,9 @@ def choose(
         pytest.UsageError: A backend cannot be tested, or its known failures be read.
     """
     is_quick = config.getoption("bridge_quick")
-    ids = config.stash.setdefault(_ids, defaultdict(set))
+    if _ids not in config.stash:
+        config.stash[_ids] = defaultdict(set)
+    ids = config.stash[_ids]
     kept, left_out = [], []
     for item in items:
         cls: type = item.cls  # type: ignore[attr-defined]

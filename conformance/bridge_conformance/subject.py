@@ -17,7 +17,6 @@ from bridge.capabilities import Capabilities
 from bridge.check import Arrays
 from bridge.device import Device
 from bridge.errors import UntrustedModel
-from bridge.loading import open_model
 from bridge.model import ModelRef
 from bridge.registry import registry
 from bridge_conformance.claims import not_verified
@@ -101,16 +100,19 @@ class Subject:
     def load(self, network: str, format: str | None = None, **arguments: Any) -> bridge.Predictor:
         """A predictor of that network; the caller closes it.
 
-        Formats that do not state their inputs get the network's signature, and native
-        code is trusted, because the suite has written it.
+        Where a format does not state its inputs, the network's signature is declared, and
+        native code is trusted, because the suite has written it.
         """
         path = self.path(network, format)
-        if not open_model(path, trust=True).facts.tells_inputs:
-            arguments.setdefault("signature", self.network(network).signature)
         try:
-            return self.open(path, **arguments)
+            predictor = self.open(path, **arguments)
         except UntrustedModel:
-            return self.open(path, **{**arguments, "trust": True})
+            arguments["trust"] = True
+            predictor = self.open(path, **arguments)
+        if all(spec.dtype and spec.shape is not None for spec in predictor.signature.inputs):
+            return predictor
+        predictor.close()
+        return self.open(path, **{"signature": self.network(network).signature, **arguments})
 
     def open(self, model: object, **arguments: Any) -> bridge.Predictor:
         """``bridge.load`` with this backend and device; the caller closes the predictor."""

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,12 @@ class Journal:
         self._stacks = _stacks_of(path).open("w", encoding="utf-8")
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Notes that a test begins, and ends the process if it takes too long."""
         self._write({"begin": item.nodeid})
         faulthandler.dump_traceback_later(deadline_s(item), exit=True, file=self._stacks)
         try:
-            return (yield)  # type: ignore[return-value]
+            return (yield)
         finally:
             faulthandler.cancel_dump_traceback_later()
 

@@ -94,7 +94,7 @@ class TestArrays:
         inputs = network.inputs_for(rows=6)
         np.save(tmp_path / "x.npy", inputs["x"])
         for mode in ("r", "c", "r+"):
-            mapped = np.load(tmp_path / "x.npy", mmap_mode=mode)  # type: ignore[call-overload]
+            mapped = np.load(tmp_path / "x.npy", mmap_mode=mode)
             assert isinstance(mapped, np.memmap)
             assert_outputs(load("affine").predict({"x": mapped}), network.oracle(inputs))
 
@@ -187,7 +187,7 @@ class TestArrays:
         network = subject.network("affine")
         inputs = network.inputs_for()
 
-        class Tagged(np.ndarray):  # type: ignore[type-arg]
+        class Tagged(np.ndarray):
             pass
 
         tagged = {name: array.view(Tagged) for name, array in inputs.items()}

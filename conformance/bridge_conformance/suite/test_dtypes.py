@@ -27,16 +27,21 @@ def _extremes(dtype: DType) -> npt.NDArray[Any]:
     elif dtype is DType.STRING:
         values = ["", "a\x00b", "\U0010ffff"]
     elif dtype.is_integer:
-        limits = np.iinfo(dtype.numpy)
-        values = [limits.min, limits.max, 1]
+        values = [*dtype.bounds, 1]
     elif dtype in _COMPLEX:
         values = [complex("inf"), complex(0.0, float("nan")), complex(-0.0, 1.5)]
     else:
-        import ml_dtypes
-
-        limits = ml_dtypes.finfo(dtype.numpy)
+        limits = _limits(dtype)
         values = [limits.max, limits.min, limits.smallest_normal]
     return np.array([values], dtype.numpy)
+
+
+def _limits(dtype: DType) -> Any:
+    """What ``numpy.finfo`` says, of the types that numpy does not have as well."""
+    import ml_dtypes
+
+    finfo: Any = ml_dtypes.finfo
+    return finfo(dtype.numpy)
 
 
 class TestDtypes:
@@ -87,9 +92,7 @@ class TestDtypes:
     @pytest.mark.parametrize("dtype", _FLOATS, ids=str)
     def test_subnormals(self, subject: Subject, load: Any, dtype: DType) -> None:
         """Numbers too small to be normal are passed on, not rounded to zero."""
-        import ml_dtypes
-
-        tiny = ml_dtypes.finfo(dtype.numpy).smallest_subnormal
+        tiny = _limits(dtype).smallest_subnormal
         values = np.array([[tiny, -tiny, tiny]]).astype(dtype.numpy)
         if not np.any(values.astype(np.float64)):
             not_verified(f"{dtype} has no subnormal numbers.")
@@ -110,9 +113,10 @@ class TestDtypes:
     @pytest.mark.parametrize("dtype", [one for one in DType if one.is_integer], ids=str)
     def test_swapped_bytes_are_refused(self, subject: Subject, load: Any, dtype: DType) -> None:
         """An array in the other byte order raises DTypeMismatch."""
+        values: npt.NDArray[Any]
         if dtype.itemsize_bytes == 1:
             values = np.ones((2, 3), "S1")
         else:
-            values = np.ones((2, 3), dtype.numpy.newbyteorder("S"))  # type: ignore[assignment]
+            values = np.ones((2, 3), dtype.numpy.newbyteorder("S"))
         with pytest.raises(DTypeMismatch):
             load(f"identity_{dtype}").predict({"x": values})

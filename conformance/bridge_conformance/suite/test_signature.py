@@ -22,10 +22,11 @@ class TestSignature:
         "network", ["affine", "aliasing", "fixed", "forty", "mixed", "reduce", "scalar", "two"]
     )
     def test_names_dtypes_shapes(self, subject: Subject, load: Any, network: str) -> None:
-        """Inputs and outputs have the model's names, dtypes, ranks and fixed dims, in order."""
+        """Inputs and outputs have the model's names, dtypes, ranks and fixed dims."""
         wanted = subject.network(network).signature
         signature = load(network).signature
-        assert signature.input_names == wanted.input_names
+        # As sets: a SavedModel keeps its inputs by name, and has no order of its own.
+        assert set(signature.input_names) == set(wanted.input_names)
         assert set(signature.output_names) == set(wanted.output_names)
         for spec in (*wanted.inputs, *wanted.outputs):
             side = signature.input if spec in wanted.inputs else signature.output
