@@ -19,7 +19,6 @@ from typing import Any, ClassVar
 
 from bridge.capabilities import Capabilities, ThreadSafety
 from bridge.device import CPU, Device
-from bridge.dtypes import DType
 from bridge.errors import (
     BackendUnavailable,
     BridgeError,
@@ -184,17 +183,17 @@ class Backend(ABC):
         capabilities = self.capabilities(device)
         formats = capabilities.formats
         if model.format.name in formats:
-            return self._refuse_dtypes(model, capabilities.dtypes)
+            return self._refuse_signature(model, capabilities)
         return Refusal(
             f"{self.name} does not load {model.format.title}; it loads "
             f"{', '.join(sorted(formats)) or 'nothing here'}.",
             f"Use backend='{model.format.native_backend}', or convert the model.",
         )
 
-    def _refuse_dtypes(self, model: ModelRef, dtypes: frozenset[DType]) -> Refusal | None:
-        """Why the types of a model's tensors cannot be passed, where its bytes tell them."""
-        if not dtypes:
-            return None  # none are declared, so there is no need to read the file
+    def _refuse_signature(self, model: ModelRef, claims: Capabilities) -> Refusal | None:
+        """Why a model's tensors cannot be passed, where its bytes tell their types and dims."""
+        if not claims.dtypes and claims.dynamic_dims:
+            return None  # whatever the file says, it is taken
         try:
             signatures = model.facts.signatures
         except ModelError:
@@ -202,13 +201,24 @@ class Backend(ABC):
         if model.signature_key is None and len(signatures) != 1:
             return None
         signature = signatures.get(model.signature_key or next(iter(signatures)))
-        for spec in () if signature is None else (*signature.inputs, *signature.outputs):
-            if spec.dtype is not None and spec.dtype not in dtypes:
+        if signature is None:
+            return None
+        for spec in (*signature.inputs, *signature.outputs):
+            if claims.dtypes and spec.dtype is not None and spec.dtype not in claims.dtypes:
                 return Refusal(
                     f"'{spec.name}' is {spec.dtype}, which {self.name} does not take.",
                     "Use another backend, or cast it inside the model.",
                     {"tensor": spec.name, "dtype": spec.dtype.value},
                 )
+        for spec in signature.inputs:
+            if claims.dynamic_dims or all(isinstance(item, int) for item in spec.shape or ()):
+                continue
+            return Refusal(
+                f"input '{spec.name}' has shape {spec.shape_text}; {self.name} takes models "
+                "whose dims are all fixed.",
+                "Export the model with fixed sizes, or use another backend.",
+                {"tensor": spec.name, "shape": spec.shape_text},
+            )
         return None
 
     def load(

@@ -31,10 +31,15 @@ class Capabilities:
     Attributes:
         formats: Names of the formats it loads.
         dtypes: Element types it takes as inputs and gives as outputs.
-        dynamic_dims: Dims that change from call to call.
+        dynamic_dims: Dims that change from call to call; a model that has some is refused
+            with ``UnsupportedModel`` otherwise, where its bytes tell.
         zero_rows: Tensors with a dim of size 0; refused with ``ShapeMismatch`` otherwise.
-        bind: ``bind()`` uses buffers of the runtime without any copy by the bridge.
-        dlpack: Inputs with ``__dlpack__`` (host memory) are taken without a copy.
+        bind: ``bind()`` gives the backend's own kind of bound call: the runtime reads the
+            bound inputs and writes the bound outputs in place. Once settled (shapes as in
+            the call before), the bridge makes no array of the size of an input or output.
+        dlpack: An input with ``__dlpack__`` in host memory goes to the runtime's input
+            memory directly. Once settled, the bridge makes no array of the input's size on
+            the way.
         deterministic: Equal inputs give equal bytes on one machine.
         predicts: It can run models here; ``False`` for a builder without its device.
         thread_safety: What the bridge must do for calls from several threads.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,8 +59,9 @@ class OpenvinoBackend(Backend):
         return (*found, Device("auto"))
 
     def capabilities(self, device: Device) -> Capabilities:
-        """The same for all devices; only the CPU has been tried.
+        """The same for all devices but for bound calls; only the CPU has been tried.
 
+        Models with state are bound by ordinary calls: their state is in one request.
         Integers of 64 bits (and uint32) are taken where their values fit into int32, see
         ``NARROWED``; strings are not taken: with openvino 2026.4 a string tensor shared
         with a request ended in ``munmap_chunk(): invalid pointer`` (seen).
@@ -84,16 +86,19 @@ class OpenvinoBackend(Backend):
             ),
             dynamic_dims=True,
             zero_rows=True,
+            bind=device == CPU,
+            dlpack=True,
             deterministic=True,
             thread_safety=ThreadSafety.SHARED,
         )
 
     def refuse(self, model: ModelRef, device: Device) -> Refusal | None:
         """As for any backend; float64 is left to an option, see ``_require_float32``."""
-        formats = self.capabilities(device).formats
-        if model.format.name not in formats:
+        claims = self.capabilities(device)
+        if model.format.name not in claims.formats:
             return super().refuse(model, device)
-        return self._refuse_dtypes(model, self.capabilities(device).dtypes | {DType.FLOAT64})
+        taken = dataclasses.replace(claims, dtypes=claims.dtypes | {DType.FLOAT64})
+        return self._refuse_signature(model, taken)
 
     def search_space(self, model: ModelRef, device: Device) -> tuple[Options, ...]:
         """The default; on a CPU also unpinned threads and streams."""

@@ -21,7 +21,7 @@ from bridge.errors import InputError
 from bridge_openvino.ports import Port
 from bridge_openvino.runtime import openvino
 
-__all__ = ["NARROWED", "InputBuffers"]
+__all__ = ["NARROWED", "InputBuffers", "blank_bytes", "shared_tensor"]
 
 NARROWED = {
     DType.INT64: "int32",
@@ -50,8 +50,22 @@ class _Place(NamedTuple):
     port: int
     dtype: np.dtype[Any]
     itemsize_bytes: int
-    is_bfloat16: bool
     is_wide: bool
+
+
+def blank_bytes(size_bytes: int) -> npt.NDArray[np.uint8]:
+    """New zeroed memory, aligned as OpenVINO aligns its own."""
+    roomy = np.zeros(size_bytes + _ALIGNMENT_BYTES, np.uint8)
+    start = -roomy.ctypes.data % _ALIGNMENT_BYTES
+    return roomy[start : start + size_bytes]
+
+
+def shared_tensor(array: npt.NDArray[Any]) -> Any:
+    """An ``openvino.Tensor`` on the memory of a contiguous array, which must outlive it."""
+    ov = openvino()
+    if array.dtype.kind == "V":  # bfloat16, which OpenVINO's numpy conversion does not know
+        return ov.Tensor(array.view(np.float16), list(array.shape), ov.Type.bf16)
+    return ov.Tensor(array, shared_memory=True)
 
 
 class InputBuffers:
@@ -70,7 +84,6 @@ class InputBuffers:
                 port.index,
                 port.dtype.numpy,
                 port.dtype.itemsize_bytes,
-                port.dtype is DType.BFLOAT16,
                 port.dtype in NARROWED and port.dtype.is_integer,
             )
             for name, port in ports.items()
@@ -113,16 +126,11 @@ class InputBuffers:
         block = self._blank(sum(sizes))
         filled: list[_Filled] = []
         wide: dict[np.dtype[Any], list[int]] = {}
-        ov = openvino()
         start = 0
         for place, shape, size in zip(places, shapes, sizes, strict=True):
-            name, port, dtype, _, is_bfloat16, is_wide = place
+            name, port, dtype, _, is_wide = place
             buffer = np.ndarray(shape, dtype, block, start)
-            if is_bfloat16:  # unknown to OpenVINO's numpy conversion
-                bits = buffer.view(np.float16)
-                self._set(port, ov.Tensor(bits, list(shape), ov.Type.bf16))
-            else:
-                self._set(port, ov.Tensor(buffer, shared_memory=True))
+            self._set(port, shared_tensor(buffer))
             filled.append((name, buffer, shape))
             if is_wide:
                 wide.setdefault(dtype, [start, start])[1] = start + size
@@ -135,9 +143,7 @@ class InputBuffers:
         """Zeroed, aligned memory: what is there already, unless too small or far too large."""
         block = self._block
         if not size_bytes <= block.size <= 4 * size_bytes + _SMALL_BYTES:
-            roomy = np.zeros(size_bytes + _ALIGNMENT_BYTES, np.uint8)
-            start = -roomy.ctypes.data % _ALIGNMENT_BYTES
-            self._block = roomy[start : start + size_bytes]
+            self._block = blank_bytes(size_bytes)
             return self._block
         # The gaps too: what looks like an integer that does not fit has all inputs searched.
         block[:size_bytes] = 0

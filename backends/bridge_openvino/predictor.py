@@ -11,26 +11,27 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bridge import Bound, Layout, Predictor, PredictorInfo
+from bridge import CPU, Bound, Layout, Predictor, PredictorInfo
 from bridge.check import Arrays
 from bridge.dtypes import DType
 from bridge.errors import InputError
+from bridge_openvino.binding import RequestBound
 from bridge_openvino.buffers import InputBuffers
 from bridge_openvino.ports import Ports
 from bridge_openvino.runtime import openvino
 
-__all__ = ["OpenvinoPredictor", "StatefulOpenvinoPredictor"]
+__all__ = ["OpenvinoPredictor", "Request", "StatefulOpenvinoPredictor"]
 
 _NOTHING: dict[int, Any] = {}  # every input has been set before
 
 
-class _Request:
+class Request:
     """An infer request with its input buffers."""
 
-    __slots__ = ("buffers", "infer")
+    __slots__ = ("buffers", "infer", "native")
 
     def __init__(self, compiled: Any, ports: Ports) -> None:
-        request = compiled.create_infer_request()
+        self.native = request = compiled.create_infer_request()
         self.buffers = InputBuffers(request, ports.inputs)
         # The method below InferRequest.infer, which converts inputs in Python. Arguments:
         # inputs, whether results are views of the request's memory, decoding of strings.
@@ -46,7 +47,7 @@ class OpenvinoPredictor(Predictor):
         super().__init__(ports.signature, info)
         self._compiled = compiled
         self._ports = ports
-        self._idle = [_Request(compiled, ports)]
+        self._idle = [Request(compiled, ports)]
         self._results = ports.outputs
         reduced = {
             spec.name: DType.BFLOAT16.numpy
@@ -61,7 +62,7 @@ class OpenvinoPredictor(Predictor):
         try:
             request = idle.pop()
         except IndexError:
-            request = _Request(self._compiled, self._ports)
+            request = Request(self._compiled, self._ports)
         try:
             request.buffers.fill(inputs)
             results = request.infer(_NOTHING, False, True)  # noqa: FBT003 - positional in C++
@@ -82,7 +83,9 @@ class OpenvinoPredictor(Predictor):
         self._compiled = None
 
     def _bind(self, inputs: Arrays) -> Bound:
-        return _OpenvinoBound(self, inputs)
+        if self.info.device != CPU:  # not tried elsewhere
+            return Bound(self, inputs)
+        return RequestBound(self, inputs, Request(self._compiled, self._ports))
 
 
 class StatefulOpenvinoPredictor(OpenvinoPredictor):
@@ -104,28 +107,3 @@ class StatefulOpenvinoPredictor(OpenvinoPredictor):
 
     def _bind(self, inputs: Arrays) -> Bound:
         return Bound(self, inputs)
-
-
-class _OpenvinoBound(Bound):
-    """A request whose input tensors are the buffers that the caller fills."""
-
-    def __init__(self, predictor: OpenvinoPredictor, inputs: Arrays) -> None:
-        super().__init__(predictor, inputs)
-        self._request = _Request(predictor._compiled, predictor._ports)
-        self._request.buffers.resize(inputs)
-        # Inputs that the model does not read keep the arrays they were given.
-        self.inputs = {**inputs, **self._request.buffers.arrays}
-        self._name_results = predictor._named
-
-    def _run(self) -> None:
-        self._request.buffers.check_integers()
-        # Views of memory that OpenVINO moves when an output grows: copied, so that an array
-        # taken from outputs stays valid.
-        views = self._name_results(self._request.infer(_NOTHING, True, True))  # noqa: FBT003
-        outputs = self.outputs
-        for name, view in views.items():
-            held = outputs.get(name)
-            if held is not None and held.shape == view.shape:
-                held[...] = view
-            else:
-                outputs[name] = view.copy()

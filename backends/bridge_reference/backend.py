@@ -47,13 +47,12 @@ class ReferenceBackend(Backend):
         return find_runtime("onnx", ("onnx", "onnx-weekly"), "reference")
 
     def capabilities(self, device: Device) -> Capabilities:
-        """Every type that numpy and ``ml_dtypes`` have."""
+        """Every type that numpy and ``ml_dtypes`` have; inputs are copied, whatever they are."""
         return Capabilities(
             formats=frozenset({"onnx"}),
             dtypes=frozenset(DType),
             dynamic_dims=True,
             zero_rows=True,
-            dlpack=True,
             deterministic=True,
             thread_safety=ThreadSafety.EXCLUSIVE,
         )

@@ -72,6 +72,8 @@ class TinyBackend(bridge.Backend):
     options_type = TinyOptions
     device_kinds = ("cpu", "cuda")
     safety: bridge.ThreadSafety = bridge.ThreadSafety.SHARED
+    formats: frozenset[str] = frozenset({"tiny"})
+    dynamic_dims: bool = False
     zero_rows: bool = True
     predicts: bool = True
     availability: bridge.Availability = field(
@@ -100,7 +102,8 @@ class TinyBackend(bridge.Backend):
 
     def capabilities(self, device: bridge.Device) -> bridge.Capabilities:
         return bridge.Capabilities(
-            formats=frozenset({"tiny"}),
+            formats=self.formats,
+            dynamic_dims=self.dynamic_dims,
             zero_rows=self.zero_rows,
             predicts=self.predicts,
             thread_safety=self.safety,

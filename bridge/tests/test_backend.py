@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -126,6 +126,62 @@ def test_dtypes_that_a_backend_does_not_take_are_told_before_loading() -> None:
     with pytest.raises(UnsupportedModel, match="'x' is complex64") as caught:
         bridge.load(model, backend="openvino")
     assert caught.value.detail["dtype"] == "complex64"
+
+
+class Stating(bridge.Format):
+    """A format whose bytes name the signature that they state."""
+
+    name, title, native_backend, has_signature_keys = "stating", "Stating", "tiny", True
+    shapes: ClassVar[dict[bytes, dict[str, Any]]] = {
+        b"fixed": {"": (2, 4)},
+        b"scalar": {"": ()},
+        b"open": {"": ("N", None)},
+        b"unknown": {"": None},
+        b"both": {"fixed": (2,), "open": (None,)},
+        b"silent": {},
+    }
+
+    def sniff(self, file: Any) -> bool:
+        return file.head in self.shapes
+
+    def describe(self, model: bridge.ModelRef) -> bridge.ModelFacts:
+        def signature(shape: Any) -> bridge.Signature:
+            y = bridge.TensorSpec("y", bridge.DType.FLOAT32, (None,))
+            return bridge.Signature((bridge.TensorSpec("x", bridge.DType.FLOAT32, shape),), (y,))
+
+        shapes = self.shapes[model.file.read_bytes()]
+        return bridge.ModelFacts(signatures={key: signature(one) for key, one in shapes.items()})
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "shape"),
+    [
+        (b"fixed", None, None),
+        (b"scalar", None, None),
+        (b"open", None, "(N, ?)"),
+        (b"unknown", None, None),
+        (b"both", None, None),
+        (b"both", "fixed", None),
+        (b"both", "open", "(?,)"),
+        (b"silent", None, None),
+    ],
+)
+def test_dims_that_vary_are_refused_before_loading_unless_claimed(
+    tiny: Any, plugin: Any, tmp_path: Path, content: bytes, key: str | None, shape: str | None
+) -> None:
+    bridge.loading.registry().add(plugin(formats=(Stating(),)), "stating", "stating-dist")
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    tiny.formats = frozenset({"stating"})
+    if shape is None:
+        bridge.load(path, signature=key).close()
+    else:
+        with pytest.raises(UnsupportedModel) as caught:
+            bridge.load(path, signature=key)
+        assert f"input 'x' has shape {shape}; tiny takes models whose dims" in str(caught.value)
+        assert caught.value.detail == {"format": "stating", "tensor": "x", "shape": shape}
+    tiny.dynamic_dims = True
+    bridge.load(path, signature=key).close()
 
 
 def test_inspect_says_where_a_backend_lacks_its_device(tiny: Any, tiny_model: Path) -> None:
