@@ -40,4 +40,4 @@ def register_conformance_models(register: Callable[[Writer], None]) -> None:
     register(Writer("keras", "keras", write_keras))
     register(Writer("torchscript", "torch", write_torchscript))
     register(Writer("exported_program", "torch", write_exported_program))
-    register(Writer("aot_inductor", "torch", write_package))
+    register(Writer("aot_inductor", "torch", write_package, is_code=True))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from collections import defaultdict
 
 import pytest
 
@@ -61,14 +60,14 @@ def choose(
     """
     is_quick = config.getoption("bridge_quick")
     if _ids not in config.stash:
-        config.stash[_ids] = defaultdict(set)
+        config.stash[_ids] = {}
     ids = config.stash[_ids]
     kept, left_out = [], []
     for item in items:
         cls: type = item.cls  # type: ignore[attr-defined]
         subject = subject_of(config, cls)
         test = id_of(item)
-        ids[subject.backend.name].add(test)
+        ids.setdefault(subject.backend.name, set()).add(test)
         ledger = ledgers.get(subject.backend.name)
         if ledger is None:
             ledger = Ledger(subject, "quick" if is_quick else "full")

@@ -16,7 +16,7 @@ from bridge.backend import Backend
 from bridge.capabilities import Capabilities
 from bridge.check import Arrays
 from bridge.device import Device
-from bridge.errors import UntrustedModel
+from bridge.errors import BridgeError, OptionError, UnsupportedModel
 from bridge.model import ModelRef
 from bridge.registry import registry
 from bridge_conformance.claims import not_verified
@@ -100,19 +100,26 @@ class Subject:
     def load(self, network: str, format: str | None = None, **arguments: Any) -> bridge.Predictor:
         """A predictor of that network; the caller closes it.
 
-        Where a format does not state its inputs, the network's signature is declared, and
-        native code is trusted, because the suite has written it.
+        Native code is trusted, because the suite has written it; the network's signature
+        is declared where the format does not state one.
         """
-        path = self.path(network, format)
-        try:
-            predictor = self.open(path, **arguments)
-        except UntrustedModel:
+        wanted = format or self.format
+        path = self.path(network, wanted)
+        if writers()[wanted].is_code:
             arguments["trust"] = True
-            predictor = self.open(path, **arguments)
-        if all(spec.dtype and spec.shape is not None for spec in predictor.signature.inputs):
-            return predictor
-        predictor.close()
-        return self.open(path, **{"signature": self.network(network).signature, **arguments})
+        signature = self.network(network).signature
+        refusal: BridgeError | None = None
+        for said in ({}, {"signature": signature}):
+            try:
+                predictor = self.open(path, **said, **arguments)
+            except (UnsupportedModel, OptionError) as error:
+                refusal = refusal or error
+                continue
+            if all(spec.dtype and spec.shape is not None for spec in predictor.signature.inputs):
+                return predictor
+            predictor.close()
+        assert refusal is not None, f"{path.name} states no dtypes, even where they are declared"
+        raise refusal
 
     def open(self, model: object, **arguments: Any) -> bridge.Predictor:
         """``bridge.load`` with this backend and device; the caller closes the predictor."""
@@ -145,7 +152,7 @@ def subject_of(config: pytest.Config, cls: type | None) -> Subject:
             backend.require()
             chosen = config.getoption("bridge_device") or backend.device_kinds[0]
             known[name] = Subject(backend, Device.parse(chosen))
-        except bridge.BridgeError as error:
+        except BridgeError as error:
             raise pytest.UsageError(str(error)) from error
     return known[name]
 

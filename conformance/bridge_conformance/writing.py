@@ -64,11 +64,13 @@ class Writer:
         library: Module that must be importable to write.
         write: Writes a network into an empty folder and returns the path of the model in
             it; raises ``NotExpressible`` where the format cannot say that network.
+        is_code: A model of this format is native code, and refused without trust.
     """
 
     format: str
     library: str
     write: Callable[[Network, Path], Path]
+    is_code: bool = False
 
 
 @dataclass(frozen=True)

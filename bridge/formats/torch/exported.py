@@ -24,8 +24,8 @@ _LEGACY_GRAPH = "serialized_exported_program.json"
 
 _SAFE_GLOBALS = re.compile(
     r"collections\.OrderedDict|torch\.\w+Storage|torch\.storage\.UntypedStorage"
-    r"|torch\._utils\._rebuild_(tensor_v2|parameter)|torch\.(Size|device)"
-    r"|torch\.(u?int\d+|float\d+|bfloat16|bool|complex\d+)"
+    r"|torch\._utils\._rebuild_(tensor_v[23]|parameter)|torch\.(Size|device)"
+    r"|torch\.(u?int\d+|float\d+|float8_\w+|bfloat16|bool|complex\d+)"
 )
 """What pickled tensors are made of. Source: torch/_weights_only_unpickler.py (torch 2.13)."""
 
@@ -47,6 +47,9 @@ _DTYPES = {
     30: DType.FLOAT8_E5M2,
     31: DType.FLOAT8_E4M3FNUZ,
     32: DType.FLOAT8_E5M2FNUZ,
+    33: DType.FLOAT8_E8M0FNU,
+    34: DType.UINT32,
+    35: DType.UINT64,
 }
 """Source: ``ScalarType`` in torch/_export/serde/schema.py (torch 2.13)."""
 

@@ -14,7 +14,14 @@ from typing import Any
 import pytest
 
 from bridge import BridgeError
-from bridge.errors import InvalidModel, ModelError, ModelNotFound, OptionError, UnsupportedModel
+from bridge.errors import (
+    InvalidModel,
+    ModelError,
+    ModelNotFound,
+    OptionError,
+    UnsupportedModel,
+    UntrustedModel,
+)
 from bridge.loading import open_model
 from bridge.registry import registry
 from bridge_conformance.claims import not_verified, refuses, requires
@@ -91,6 +98,18 @@ class TestLoading:
         """What a model is, its content decides."""
         path = subject.path("affine", format)
         assert open_model(path).format.name == format
+
+    @requires("format")
+    @pytest.mark.parametrize("format", sorted(writers()))
+    def test_trust(self, subject: Subject, format: str) -> None:
+        """Native code is refused without trust; a model that only computes needs none."""
+        path = subject.path("affine", format)
+        if not writers()[format].is_code:
+            open_model(path).format.check(open_model(path))
+            return
+        with pytest.raises(UntrustedModel) as caught:
+            subject.open(path, signature=subject.network("affine").signature).close()
+        assert "trust" in (caught.value.fix or "")
 
     def test_info(self, subject: Subject, load: Any) -> None:
         """``info`` names backend, format, model, device, what executes, and versions."""
