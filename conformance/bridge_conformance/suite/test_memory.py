@@ -1,0 +1,182 @@
+"""Memory: what calls leave behind, and what outputs hold."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bridge
+from bridge import errors
+from bridge.check import Arrays
+from bridge_conformance.claims import full, requires
+from bridge_conformance.subject import Subject
+from bridge_conformance.usage import Growth, growth_over_second_half, held
+
+_Load = Callable[..., bridge.Predictor]
+_Record = Callable[[str, object], None]
+
+_CALLS = 1000
+_MANY_CALLS = 10_000
+_ROWS = 64
+# A leak is what every call leaves behind. Without one, what is counted still grows: by at most
+# 20 KB over 500 calls, where five runtimes were measured, and no more over 5,000.
+_SLACK_BYTES = 32 << 10
+_SLACK_A_CALL_BYTES = 64
+# Memory in pages sees more than `malloc`, and is coarser: it is taken in blocks.
+_RESIDENT_SLACK_BYTES = 1 << 20
+_RESIDENT_SLACK_A_CALL_BYTES = 256
+
+_BIG_ROWS = 128  # 32 MiB of network `large`, more than allocators keep for small ones
+_BIG_CALLS = 10
+
+
+def _assert_no_leak(call: Callable[[], object], times: int, record: _Record) -> None:
+    __tracebackhide__ = True
+    growth = growth_over_second_half(call, times)
+    counted = times - times // 2
+    record("bytes_a_call", {name: round(n / counted, 1) for name, n in growth._asdict().items()})
+    exact = _SLACK_BYTES + _SLACK_A_CALL_BYTES * counted
+    most = Growth(exact, exact, _RESIDENT_SLACK_BYTES + _RESIDENT_SLACK_A_CALL_BYTES * counted)
+    for name, grown, allowed in zip(Growth._fields, growth, most, strict=True):
+        assert grown <= allowed, (
+            f"{name} memory grew by {grown} bytes over {counted} calls, which is "
+            f"{grown / counted:.0f} a call; allowed are {allowed} bytes"
+        )
+
+
+def _refused(predictor: bridge.Predictor, inputs: Mapping[str, Any]) -> Callable[[], object]:
+    def call() -> None:
+        with pytest.raises(errors.InputError):
+            predictor.predict(inputs)
+
+    return call
+
+
+def _size_bytes(arrays: Arrays) -> int:
+    return sum(array.nbytes for array in arrays.values())
+
+
+class TestMemory:
+    """Calls leave no memory behind, and outputs hold no more than themselves."""
+
+    def test_calls(self, subject: Subject, load: _Load, record_property: _Record) -> None:
+        """1,000 calls leave nothing behind, neither in Python nor in native code."""
+        predictor = load("fixed")
+        inputs = subject.network("fixed").inputs_for()
+        _assert_no_leak(lambda: predictor.predict(inputs), _CALLS, record_property)
+
+    @full
+    def test_many_calls(self, subject: Subject, load: _Load, record_property: _Record) -> None:
+        """10,000 calls leave nothing behind, neither in Python nor in native code."""
+        predictor = load("fixed")
+        inputs = subject.network("fixed").inputs_for()
+        _assert_no_leak(lambda: predictor.predict(inputs), _MANY_CALLS, record_property)
+
+    def test_bound_calls(self, subject: Subject, load: _Load, record_property: _Record) -> None:
+        """1,000 bound calls leave nothing behind."""
+        predictor = load("fixed")
+        inputs = subject.network("fixed").inputs_for()
+        bound = predictor.bind({name: array.shape for name, array in inputs.items()})
+        _assert_no_leak(bound.predict, _CALLS, record_property)
+
+    def test_binding(self, subject: Subject, load: _Load, record_property: _Record) -> None:
+        """Binding, calling and forgetting 1,000 times leaves nothing behind."""
+        predictor = load("fixed")
+        inputs = subject.network("fixed").inputs_for()
+        shapes = {name: array.shape for name, array in inputs.items()}
+        _assert_no_leak(lambda: predictor.bind(shapes).predict(), _CALLS, record_property)
+
+    @pytest.mark.parametrize("wrong", ["missing", "dtype", "shape"])
+    def test_refused_calls(
+        self, subject: Subject, load: _Load, record_property: _Record, wrong: str
+    ) -> None:
+        """1,000 calls that end in an InputError leave nothing behind."""
+        inputs = subject.network("fixed").inputs_for()
+        misfits: dict[str, Mapping[str, Any]] = {
+            "missing": {},
+            "dtype": {name: array.astype(np.complex128) for name, array in inputs.items()},
+            "shape": {name: array[np.newaxis] for name, array in inputs.items()},
+        }
+        _assert_no_leak(_refused(load("fixed"), misfits[wrong]), _CALLS, record_property)
+
+    @requires("dynamic_dims")
+    def test_failed_calls(self, subject: Subject, load: _Load, record_property: _Record) -> None:
+        """1,000 calls that fail inside the runtime leave nothing behind."""
+        predictor = load("reshape")
+        inputs = subject.network("reshape").inputs_for(5)
+
+        def call() -> None:
+            with pytest.raises(errors.BridgeError):
+                predictor.predict(inputs)
+
+        _assert_no_leak(call, _CALLS, record_property)
+
+    @requires("dynamic_dims")
+    def test_shapes_that_vary(
+        self, subject: Subject, load: _Load, record_property: _Record
+    ) -> None:
+        """Calls of 64 shapes in turn need no more memory from round to round."""
+        predictor = load("affine")
+        every = [subject.network("affine").inputs_for(rows) for rows in range(1, _ROWS + 1)]
+        turns = itertools.cycle(every)
+        _assert_no_leak(lambda: predictor.predict(next(turns)), 20 * _ROWS, record_property)
+
+    @requires("dynamic_dims")
+    def test_big_outputs_are_freed(
+        self, subject: Subject, load: _Load, record_property: _Record
+    ) -> None:
+        """Big outputs that the caller drops are freed: the next ones need no more memory."""
+        predictor = load("large")
+        inputs = subject.network("large").inputs_for(_BIG_ROWS)
+        for _ in range(3):
+            predictor.predict(inputs)
+        before = held().resident_bytes
+        for _ in range(_BIG_CALLS):
+            predictor.predict(inputs)
+        grown = held().resident_bytes - before
+        size = _size_bytes(predictor.predict(inputs))
+        record_property("outputs_held", round(grown / size, 2))
+        assert grown < size
+
+    @requires("dynamic_dims")
+    def test_kept_outputs_hold_only_themselves(
+        self, subject: Subject, load: _Load, record_property: _Record
+    ) -> None:
+        """A small output that the caller keeps does not keep the big input it came from."""
+        predictor = load("wide")
+        inputs = subject.network("wide").inputs_for(_BIG_ROWS)
+        size = _size_bytes(inputs)
+        kept = [predictor.predict(inputs) for _ in range(3)]
+        before = held().resident_bytes
+        for _ in range(_BIG_CALLS):
+            fresh = {name: array.copy() for name, array in inputs.items()}
+            kept.append(predictor.predict(fresh))
+        del fresh
+        grown = held().resident_bytes - before
+        record_property("inputs_held", round(grown / size, 2))
+        assert grown < 2 * size
+        assert all(np.array_equal(one["total"], kept[0]["total"]) for one in kept)
+
+    @requires("dynamic_dims")
+    def test_kept_outputs_are_freed_later(
+        self, subject: Subject, load: _Load, record_property: _Record
+    ) -> None:
+        """Big outputs that the caller kept for long are freed when it drops them all."""
+        predictor = load("large")
+        inputs = subject.network("large").inputs_for(_BIG_ROWS)
+        size = _size_bytes(predictor.predict(inputs))
+        kept = [predictor.predict(inputs) for _ in range(_BIG_CALLS)]
+        before = held().resident_bytes
+        kept.clear()
+        held_after = held().resident_bytes
+        record_property("outputs_freed", round((before - held_after) / size, 2))
+        kept.extend(predictor.predict(inputs) for _ in range(_BIG_CALLS))
+        grown = held().resident_bytes - before
+        assert grown < 2 * size
+        kept.clear()
+        predictor.close()
+        assert held().resident_bytes < before - (_BIG_CALLS - 2) * size
