@@ -73,7 +73,7 @@ def certificate(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return certificate_of(run, tmp_path_factory.mktemp("pyargs"), *words)
 
 
-def tests_by_area(certificate: dict[str, Any]) -> dict[str, int]:
+def count_by_area(certificate: dict[str, Any]) -> dict[str, int]:
     outcomes = ("passed", "failed", "known", "not_verified", "refused")
     return {area["name"]: sum(area[one] for one in outcomes) for area in certificate["areas"]}
 
@@ -111,8 +111,21 @@ def test_a_test_file_of_four_lines_certifies_the_same(
     found = certificate_of(run, tmp_path, "tests")
     assert found["verdict"] == "certified", found["failures"]
     assert found["failures"] == []
-    assert tests_by_area(found) == tests_by_area(certificate)
+    assert count_by_area(found) == count_by_area(certificate)
     assert found["known_failures"] == certificate["known_failures"]
+
+
+def test_a_test_file_of_four_lines_holds_the_whole_suite(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(EXAMPLE / "tests", tmp_path / "tests")
+
+    def collected(*words: str) -> set[str]:
+        done = run("pytest", *words, "--collect-only", "--quiet", cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return {line.partition("::")[2] for line in done.stdout.splitlines() if "::" in line}
+
+    whole = collected("--pyargs", "bridge_conformance", "--bridge-backend", "tract")
+    assert len(whole) > 2000
+    assert collected("tests") == whole
 
 
 def test_the_program_certifies_it(run: Run) -> None:
