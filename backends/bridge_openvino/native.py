@@ -47,6 +47,9 @@ def load(
         "INFERENCE_NUM_THREADS": threads or usable_cpus(),
     }
     request = core.compile_model(network, "CPU", config).create_infer_request()
-    names = [next(iter(port.names)) for port in network.outputs]
+    names: list[str] = []
+    for port in network.outputs:  # a port has several names, and two may share one
+        free = sorted(port.names - set(names))
+        names.append(free[0] if free else f"output {len(names)}")
 
     return request.infer, lambda results: dict(zip(names, results.values(), strict=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +43,6 @@ class TestOnnx:
         subject: Subject,
         format: str,
         name: str,
-        tmp_path: Path,
         record_property: Callable[[str, object], None],
     ) -> None:
         """Names, dtypes, shapes and values are those that ONNX states.
@@ -56,13 +54,11 @@ class TestOnnx:
         if not _has_onnx():
             not_verified("onnx, which holds the cases, is not installed.")
         case = onnx_cases.case(name)
-        model = tmp_path / "model.onnx"
-        model.write_bytes(case.model)
-        alone = _alone(subject, case, model)
+        alone = _alone(subject, case)
         if alone is not _UNKNOWN:
             record_property("native", "failed" if alone else "passed")
         try:
-            ours = _through_the_bridge(subject, case, model, record_property)
+            ours = _through_the_bridge(subject, case, record_property)
         except UnsupportedModel as error:
             if error.detail.get("tensor") in case.interface.others:
                 record_property("refused", str(error))
@@ -85,10 +81,10 @@ def _has_onnx() -> bool:
     return importlib.util.find_spec("onnx") is not None
 
 
-def _alone(subject: Subject, case: OnnxCase, model: Path) -> str | None:
+def _alone(subject: Subject, case: OnnxCase) -> str | None:
     """What is wrong with the runtime's own answers; ``None`` if nothing is."""
     try:
-        native = subject.native(open_model(model))
+        native = subject.native(open_model(case.model))
         if native is None:
             return _UNKNOWN
         call, named = native
@@ -107,16 +103,16 @@ def _array(value: Any) -> Any:
 
 
 def _through_the_bridge(
-    subject: Subject, case: OnnxCase, model: Path, record_property: Callable[[str, object], None]
+    subject: Subject, case: OnnxCase, record_property: Callable[[str, object], None]
 ) -> str | None:
     try:
-        predictor = subject.open(model)
+        predictor = subject.open(case.model)
     except UnsupportedModel as error:
         options = error.detail.get("options")
         if options is None:
             raise
         record_property("options", str(options))
-        predictor = subject.open(model, options=options)
+        predictor = subject.open(case.model, options=options)
     names = case.interface.outputs
 
     def call(inputs: dict[str, Any]) -> Sequence[Any]:
