@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +203,9 @@ class TensorrtBackend(Backend):
 
 
 def _has_cuda_bindings() -> bool:
+    # Asked of the metadata: looking for a submodule would import the package around it.
     try:
-        return importlib.util.find_spec("cuda.bindings") is not None
-    except (ImportError, ValueError):
+        importlib.metadata.version("cuda-bindings")
+    except importlib.metadata.PackageNotFoundError:
         return False
+    return True

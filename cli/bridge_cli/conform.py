@@ -133,7 +133,7 @@ class _Run:
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "pytest", "--pyargs", "bridge_conformance"),
-                    *("-q", f"--bridge-backend={self.cell.backend}"),
+                    *("-q", "-c", str(_settings()), f"--bridge-backend={self.cell.backend}"),
                     f"--bridge-device={self.cell.device}",
                     f"--bridge-certificate={self._path}",
                     f"--bridge-progress={self._progress}",
@@ -188,6 +188,13 @@ class _Run:
             backend=self.cell.backend,
             log=text[-4000:],
         )
+
+
+def _settings() -> Path:
+    """The suite's own pytest.ini: the folder that one is in may have other settings."""
+    import bridge_conformance
+
+    return Path(str(bridge_conformance.__file__)).parent / "pytest.ini"
 
 
 def _require_suite() -> None:

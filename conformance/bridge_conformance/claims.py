@@ -14,7 +14,7 @@ import pytest
 
 from bridge.capabilities import Capabilities
 
-__all__ = ["applies", "full", "not_verified", "refuses", "requires"]
+__all__ = ["applies", "full", "lacks", "not_verified", "refuses", "requires"]
 
 full = pytest.mark.full
 """Left out by ``--quick``: takes more than a few seconds."""
@@ -49,14 +49,21 @@ def not_verified(reason: str) -> NoReturn:
 
 def applies(claims: Capabilities, marks: list[pytest.Mark], parameters: Mapping[str, Any]) -> bool:
     """Whether a test with these marks and parameters is for a backend with these claims."""
-    for mark in marks:
-        if mark.name not in ("requires", "refuses"):
-            continue
-        capability, value = mark.args
-        if capability in ("dtype", "format"):
-            held = parameters[capability] in getattr(claims, f"{capability}s")
-        else:
-            held = getattr(claims, capability) == value
-        if held is not (mark.name == "requires"):
-            return False
-    return True
+    return not any(_is_unmet(claims, mark, parameters) for mark in marks)
+
+
+def lacks(claims: Capabilities, marks: list[pytest.Mark], parameters: Mapping[str, Any]) -> bool:
+    """Whether a test is not for a backend because of something that it does not claim."""
+    required = [mark for mark in marks if mark.name == "requires"]
+    return not applies(claims, required, parameters)
+
+
+def _is_unmet(claims: Capabilities, mark: pytest.Mark, parameters: Mapping[str, Any]) -> bool:
+    if mark.name not in ("requires", "refuses"):
+        return False
+    capability, value = mark.args
+    if capability in ("dtype", "format"):
+        held = parameters[capability] in getattr(claims, f"{capability}s")
+    else:
+        held = getattr(claims, capability) == value
+    return bool(held is not (mark.name == "requires"))

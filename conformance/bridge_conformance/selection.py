@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from bridge_conformance import suite
-from bridge_conformance.claims import applies
+from bridge_conformance.claims import applies, lacks
 from bridge_conformance.known_failures import KnownFailuresError
 from bridge_conformance.ledger import Ledger, area_of, id_of
 from bridge_conformance.subject import Subject, subject_of
@@ -73,8 +73,10 @@ def choose(
             ledger = Ledger(subject, "quick" if is_quick else "full")
             ledgers[subject.backend.name] = ledger
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        if not applies(subject.claims, list(item.iter_markers()), parameters):
-            ledger.leave_out(area_of(cls))
+        marks = list(item.iter_markers())
+        if not applies(subject.claims, marks, parameters):
+            if lacks(subject.claims, marks, parameters):
+                ledger.leave_out(area_of(cls))
             left_out.append(item)
         elif is_quick and item.get_closest_marker("full") is not None:
             left_out.append(item)

@@ -48,7 +48,7 @@ class Journal:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Notes that a test begins, and ends the process if it takes too long."""
-        self._write({"begin": item.nodeid})
+        self._write({"begin": place_of(item)})
         faulthandler.dump_traceback_later(deadline_s(item), exit=True, file=self._stacks)
         try:
             return (yield)
@@ -66,7 +66,12 @@ class Journal:
         self._write({"end": True})
 
     def _write(self, line: dict[str, Any]) -> None:
-        print(json.dumps(line), file=self._file, flush=True)
+        print(json.dumps(line, default=_plain), file=self._file, flush=True)
+
+
+def place_of(item: pytest.Item) -> str:
+    """File and name of a test: unlike its node id, they do not depend on pytest's root folder."""
+    return f"{item.path}::{item.nodeid.partition('::')[2]}"
 
 
 def deadline_s(item: pytest.Item) -> float:
@@ -100,7 +105,7 @@ def supervise(session: pytest.Session, items: Sequence[pytest.Item]) -> None:
             idle_starts = 0 if done or culprit is not None else idle_starts + 1
             if idle_starts == _MAX_IDLE_STARTS:
                 for item in left:
-                    _report(item, child.epitaph("before it began"), 0.0)
+                    _report(item, child.last_words, 0.0)
                 return
 
 
@@ -108,10 +113,11 @@ class _Child:
     def __init__(self, session: pytest.Session, items: Sequence[pytest.Item], base: Path) -> None:
         self._session = session
         self._items = items
+        self.last_words = ""
         self._journal = base.with_suffix(".journal")
         self._journal.touch()
         wanted = base.with_suffix(".wanted")
-        wanted.write_text(json.dumps([item.nodeid for item in items]), encoding="utf-8")
+        wanted.write_text(json.dumps([place_of(item) for item in items]), encoding="utf-8")
         self._output = base.with_suffix(".output")
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
@@ -126,7 +132,7 @@ class _Child:
 
     def run(self) -> tuple[int, pytest.Item | None]:
         """Follows the journal to the child's end; how many tests are done, and who ended it."""
-        by_id = {item.nodeid: item for item in self._items}
+        places = {place_of(item): item for item in self._items}
         running: pytest.Item | None = None
         started, done = time.monotonic(), 0
         for line in self._lines():
@@ -137,7 +143,7 @@ class _Child:
                     self.end()
                 continue
             if "begin" in line:
-                running, started = by_id[line["begin"]], time.monotonic()
+                running, started = places[line["begin"]], time.monotonic()
                 running.ihook.pytest_runtest_logstart(
                     nodeid=running.nodeid, location=running.location
                 )
@@ -146,6 +152,7 @@ class _Child:
                 report = self._session.config.hook.pytest_report_from_serializable(
                     config=self._session.config, data=line["report"]
                 )
+                report.nodeid = running.nodeid
                 if isinstance(report.longrepr, list):  # pytest wants the tuple that JSON has not
                     report.longrepr = tuple(report.longrepr)
                 running.ihook.pytest_runtest_logreport(report=report)
@@ -157,9 +164,10 @@ class _Child:
                 if self._session.shouldstop or self._session.shouldfail:
                     return done, None
             else:
-                return done, None
+                break
+        self.last_words = self._epitaph("while this test ran" if running else "between tests")
         if running is not None:
-            _report(running, self.epitaph("while this test ran"), time.monotonic() - started)
+            _report(running, self.last_words, time.monotonic() - started)
         return done, running
 
     def _lines(self) -> Iterator[dict[str, Any] | None]:
@@ -178,7 +186,7 @@ class _Child:
                     yield None
                     time.sleep(_POLL_S)
 
-    def epitaph(self, when: str) -> str:
+    def _epitaph(self, when: str) -> str:
         """How the child ended, and its last words."""
         stacks = _stacks_of(self._journal)
         text = stacks.read_text(encoding="utf-8", errors="replace") if stacks.is_file() else ""
@@ -232,6 +240,11 @@ def _report(item: pytest.Item, text: str, duration_s: float) -> None:
     )
     item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's as one of Python's."""
+    return value.item()
 
 
 def _stacks_of(journal: Path) -> Path:

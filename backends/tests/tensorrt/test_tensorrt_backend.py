@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +93,16 @@ def found(monkeypatch: pytest.MonkeyPatch, *names: str, bindings: bool = True) -
         return bridge.Availability(installed=False, reason=f"no {name}", fix="Install it.")
 
     monkeypatch.setattr(module, "find", find)
-    real = importlib.util.find_spec
+    real = importlib.metadata.version
 
-    def find_spec(name: str, package: str | None = None) -> Any:
-        if name == "cuda.bindings":
-            if not bindings:
-                raise ModuleNotFoundError("No module named 'cuda'")
-            return object()
-        return real(name, package)
+    def version(name: str) -> str:
+        if name != "cuda-bindings":
+            return real(name)
+        if not bindings:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return "13.5.0"
 
-    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    monkeypatch.setattr(importlib.metadata, "version", version)
 
 
 def test_neither_module_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
