@@ -6,13 +6,15 @@ MODELS := $(VENV)/models
 NMP := $(MODELS)/basic_pitch/saved_models/icassp_2022
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-wheel matrix check format overhead clean
+.PHONY: help demo test test-wheel conform conformance-data parity matrix check format overhead clean
 
 help:
 	@echo "make demo        a real model on several runtimes, compared (minutes at first, then seconds)"
-	@echo "make test        the tests"
+	@echo "make test        the tests, and quick conformance of every backend"
 	@echo "make check       formatting, lint, types and workflows"
 	@echo "make test-wheel  the tests against the built wheel, outside the checkout"
+	@echo "make parity      ONNX's own suite on ONNX Runtime and OpenVINO, natively and through the bridge"
+	@echo "make conform     the whole conformance suite on every backend; renews docs/certificates"
 	@echo "make matrix      quick conformance of each CPU backend on each Python that is installed"
 	@echo "make overhead    cost of a call through the bridge, against each runtime's own call"
 	@echo "make clean       remove .venv and what was built"
@@ -22,6 +24,17 @@ demo: $(VENV)/.demo $(VENV)/.models
 
 test: $(VENV)/.dev $(VENV)/.models
 	$(BIN)/python -m pytest
+	$(BIN)/bridge conform --all --quick --jobs 2
+
+conform: $(VENV)/.dev conformance-data
+	$(BIN)/bridge conform --all --jobs 2 --out docs/certificates --report docs/matrix.html
+	$(BIN)/python docs/readme.py
+
+conformance-data: $(VENV)/.dev
+	$(BIN)/python -m bridge_conformance.datasets
+
+parity: $(VENV)/.dev
+	$(BIN)/bridge conform onnxruntime openvino --select TestOnnx --jobs 2
 
 test-wheel: $(VENV)/.dev $(VENV)/.models
 	.ci/wheel

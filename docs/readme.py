@@ -15,21 +15,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-import bridge
+from bridge_conformance.certificate import Certificate
+from bridge_conformance.matrix import rows
 
 README = Path(__file__).parents[1] / "README.md"
+CERTIFICATES = Path(__file__).parent / "certificates"
 
 
 def table() -> str:
-    """Backends, the formats each loads and the kinds of device each can use."""
-    titles = {one.name: one.title for one in bridge.loading.registry().formats}
-    lines = ["| backend | formats | devices |", "|---|---|---|"]
-    for name, backend in bridge.backends().items():
-        kinds = backend.device_kinds
-        formats = backend.capabilities(bridge.Device(kinds[0])).formats
-        # Columns in the order in which the core lists its formats, so that rows compare.
-        shown = ", ".join(title for key, title in titles.items() if key in formats)
-        lines.append(f"| `{name}` | {shown} | {', '.join(kinds)} |")
+    """Backends, the formats each loads, and what its certificates say of each kind of device."""
+    certificates = [Certificate.read(path) for path in sorted(CERTIFICATES.glob("*.json"))]
+    lines = ["| backend | formats | conformance |", "|---|---|---|"]
+    for row in rows(certificates):
+        said = row.conformance.replace("; ", "<br>")
+        lines.append(f"| `{row.backend}` | {', '.join(row.formats)} | {said} |")
     return "\n".join(lines)
 
 
