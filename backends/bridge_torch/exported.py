@@ -11,6 +11,7 @@ from bridge.formats.torch.structure import ExportedTensor, named_leaves, program
 from bridge.signature import Signature
 from bridge_torch.program import Program
 from bridge_torch.tensors import dtype_of
+from bridge_torch.writes import written_placeholders
 
 __all__ = ["flat_module", "of_exported", "of_package"]
 
@@ -57,7 +58,8 @@ def of_exported(exported: Any, call: Any, provider: str) -> Program:
         provider: What executes.
 
     Raises:
-        UnsupportedModel: An input is neither tensor nor whole number.
+        UnsupportedModel: An input is neither tensor nor whole number, or a tensor has a
+            dtype unknown here.
     """
     from torch.export.graph_signature import (
         ConstantArgument,
@@ -100,16 +102,18 @@ def of_exported(exported: Any, call: Any, provider: str) -> Program:
         elif isinstance(argument, SymIntArgument):
             leaves[position] = name
             outputs.append(ExportedTensor(name, DType.INT64, ()))
-    mutated = dict(graph.user_inputs_to_mutate)
+    written = written_placeholders(exported)
+    inputs_of_user = frozenset(graph.user_inputs)
+    stateful = bool(graph.buffers_to_mutate) or bool(written - inputs_of_user)
     return Program(
         call=call if not constants else _with_constants(call, constants),
         signature=program_signature(inputs, outputs),
         provider=provider,
         numbers=frozenset(numbers),
-        written=frozenset(mutated.values()) | _written(exported),
+        written=frozenset(graph.user_inputs_to_mutate.values()) | (written & inputs_of_user),
         leaves=tuple(leaves),
-        stateful=bool(graph.buffers_to_mutate) or _writes_to_buffers(exported),
-        exclusive=bool(graph.buffers_to_mutate) or _writes_to_buffers(exported),
+        stateful=stateful,
+        exclusive=stateful,
     )
 
 
@@ -130,44 +134,14 @@ def _tensor(name: str, value: Any) -> ExportedTensor:
         size if isinstance(size, int) else str(getattr(size.node, "expr", size))
         for size in value.shape
     ]
-    return ExportedTensor(name, dtype_of(value.dtype), dims)
-
-
-def _roots(exported: Any) -> dict[str, str]:
-    """For each node that may share memory with a placeholder, that placeholder's name."""
-    roots: dict[str, str] = {}
-    for node in exported.graph.nodes:
-        if node.op == "placeholder":
-            roots[node.name] = node.name
-        elif node.op == "call_function" and node.args and hasattr(node.args[0], "name"):
-            schema = getattr(node.target, "_schema", None)
-            aliases = schema is None or any(item.alias_info for item in schema.arguments)
-            if aliases and node.args[0].name in roots:
-                roots[node.name] = roots[node.args[0].name]
-    return roots
-
-
-def _mutated(exported: Any) -> set[str]:
-    """Placeholders that in-place operators write to; programs for training keep such ones."""
-    roots = _roots(exported)
-    found = set()
-    for node in exported.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        if node.op != "call_function" or schema is None or not schema.is_mutable:
-            continue
-        for item, argument in zip(schema.arguments, node.args, strict=False):
-            is_written = item.alias_info is not None and item.alias_info.is_write
-            if is_written and getattr(argument, "name", None) in roots:
-                found.add(roots[argument.name])
-    return found
-
-
-def _written(exported: Any) -> frozenset[str]:
-    return frozenset(_mutated(exported) & set(exported.graph_signature.user_inputs))
-
-
-def _writes_to_buffers(exported: Any) -> bool:
-    return bool(_mutated(exported) & set(exported.graph_signature.inputs_to_buffers))
+    try:
+        dtype = dtype_of(value.dtype)
+    except ValueError:
+        raise UnsupportedModel(
+            f"the program's tensor '{name}' has dtype {value.dtype}, which has no numpy form.",
+            fix="Convert it inside the model, and export it again.",
+        ) from None
+    return ExportedTensor(name, dtype, dims)
 
 
 def of_package(loader: Any, declared: Signature | None) -> Program:

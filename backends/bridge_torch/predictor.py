@@ -169,8 +169,9 @@ class TorchPredictor(bridge.Predictor):
         """The first call of a live module: on copies, and with a look at what changes."""
         program = self._program
         assert program is not None
-        before = _versions(program.buffers())
-        tensors, keywords = self._read({name: item.copy() for name, item in inputs.items()})
+        before = _contents(program.buffers())
+        copies = {name: item.copy() for name, item in inputs.items()}
+        tensors, keywords = self._read(copies)
         with self._inference(_ON):
             result = self._program_call(*tensors, **keywords)
             given = [name for name in self._input_names if name in inputs]
@@ -178,12 +179,14 @@ class TorchPredictor(bridge.Predictor):
             self._written = program.written | {
                 name
                 for name, tensor in zip(given, tried, strict=True)
-                if isinstance(tensor, self._tensor_type) and tensor._version
+                if isinstance(tensor, self._tensor_type)
+                # Batch normalization writes to its statistics without counting it.
+                and (tensor._version or copies[name].tobytes() != inputs[name].tobytes())
             }
             box = [result]
             del result
             results = self._outputs(box)
-        if _versions(program.buffers()) != before:
+        if _contents(program.buffers()) != before:
             self.info = dataclasses.replace(self.info, stateful=True)
             self._exclusive = threading.Lock()
         self._find_readers()
@@ -204,8 +207,20 @@ def _gone(*_: Any) -> Any:
     raise PredictError("the predictor is closed.")
 
 
-def _versions(tensors: list[Any]) -> list[tuple[int, int]]:
-    return [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+def _contents(tensors: list[Any]) -> list[Any]:
+    """What changes when a module writes to its buffers.
+
+    That is torch's count of writes; and, because batch normalization does not count, the
+    values of vectors, which running statistics are.
+    """
+    return [
+        (
+            id(tensor),
+            0 if tensor.is_inference() else tensor._version,
+            tensor.tolist() if tensor.dim() == 1 else None,
+        )
+        for tensor in tensors
+    ]
 
 
 def _reader(

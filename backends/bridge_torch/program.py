@@ -14,6 +14,7 @@ from typing import Any
 from bridge.errors import OptionError, UnsupportedModel, nearest
 from bridge.formats.torch.script import Argument, output_names, script_signature
 from bridge.signature import Signature
+from bridge_torch.writes import script_writes
 
 __all__ = ["Program", "declare", "of_module", "of_script", "quiet"]
 
@@ -138,7 +139,7 @@ def of_script(module: Any, provider: str, declared: Signature | None) -> Program
     if names is None and declared is not None:
         names = declared.output_names
     signature = script_signature(arguments, names or ())
-    stateful, written = _effects(graph)
+    stateful, written = script_writes(graph)
     has_hooks = any(
         getattr(module._c, name, list)()
         for name in ("_get_forward_hooks", "_get_forward_pre_hooks")
@@ -166,32 +167,6 @@ def _returned_keys(graph: Any) -> tuple[str, ...] | None:
         return None
     keys = [item.toIValue() for item in list(node.inputs())[::2]]
     return tuple(keys) if keys and all(isinstance(key, str) for key in keys) else None
-
-
-def _effects(graph: Any) -> tuple[bool, tuple[int, ...]]:
-    """Whether an inlined graph changes its module, and which arguments it writes to.
-
-    By torch's own alias analysis, which may see a write where there is none, never the
-    reverse. What only training does is left out: the module is in evaluation mode.
-    """
-    import torch
-
-    first = next(iter(graph.nodes()), None)
-    for node in graph.findAllNodes("prim::GetAttr"):
-        if node.s("name") == "training" and first is not None:
-            constant = graph.insertConstant(False)  # noqa: FBT003 - positional in C++
-            constant.node().moveBefore(first)
-            node.output().replaceAllUsesWith(constant)
-    torch._C._jit_pass_constant_propagation(graph)
-    torch._C._jit_pass_dce(graph)
-    aliases = graph.alias_db()
-    stateful = bool(graph.findAllNodes("prim::SetAttr")) or any(
-        aliases.has_writers(node.output()) for node in graph.findAllNodes("prim::GetAttr")
-    )
-    arguments = list(graph.inputs())[1:]
-    return stateful, tuple(
-        index for index, item in enumerate(arguments) if aliases.has_writers(item)
-    )
 
 
 _NUMBERS = (bool, int, float)
