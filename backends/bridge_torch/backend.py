@@ -147,8 +147,6 @@ _reading = threading.Lock()
 
 
 def _exported_program(model: ModelRef, device: Device, options: TorchOptions) -> Program:
-    import torch
-
     from bridge_torch.exported import flat_module, of_exported
 
     if options.execution == "frozen":
@@ -156,7 +154,7 @@ def _exported_program(model: ModelRef, device: Device, options: TorchOptions) ->
     exported: Any = model.live
     if exported is None:
         with _reading:
-            exported = torch.export.load(str(model.file))
+            exported = _read_exported(model)
     if device != CPU:
         from torch.export.passes import move_to_device_pass
 
@@ -166,6 +164,23 @@ def _exported_program(model: ModelRef, device: Device, options: TorchOptions) ->
         program = of_exported(exported, _compiled(module, options), "torch.compile")
         return dataclasses.replace(program, exclusive=True)
     return of_exported(exported, module, "eager")
+
+
+def _read_exported(model: ModelRef) -> Any:
+    import torch
+
+    try:
+        return torch.export.load(str(model.file))
+    except RuntimeError as error:  # its text only refers to what has been logged
+        for operator in model.facts.operators:
+            space, _, name = operator.partition("::")
+            if name and not hasattr(getattr(torch.ops, space), name):
+                raise UnsupportedModel(
+                    f"this torch does not know the model's operator {operator}.",
+                    fix="Import the library that registers it before loading, or install a newer "
+                    "torch.",
+                ) from error
+        raise
 
 
 def _package_program(model: ModelRef, device: Device, options: TorchOptions) -> Program:

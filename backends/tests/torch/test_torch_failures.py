@@ -177,3 +177,21 @@ def test_pickles_of_something_else_and_missing_devices(tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(DeviceUnavailable, match="cuda:0"):
             bridge.load(Net().eval(), device="cuda")
+
+
+def test_an_operator_that_is_not_registered_is_named(tmp_path: Path) -> None:
+    library = torch.library.Library("bridge_test", "DEF")
+    library.define("twice(Tensor x) -> Tensor")
+    library.impl("twice", lambda x: x * 2, "CompositeExplicitAutograd")
+    library.impl("twice", torch.empty_like, "Meta")
+
+    class Twice(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.ops.bridge_test.twice(x)
+
+    path = exported(Twice(), tmp_path / "net.pt2", torch.zeros(3))
+    library._destroy()
+    with pytest.raises(
+        UnsupportedModel, match="does not know the model's operator bridge_test::twice"
+    ):
+        bridge.load(path, trust=True)
