@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import bridge
+from bridge.device import CPU
 from bridge.errors import PredictError
+from bridge_torch.backend import TorchBackend
 from bridge_torch.tensors import dtype_of
 
 torch = pytest.importorskip("torch")
@@ -188,7 +190,7 @@ def test_unusual_arrays() -> None:
             assert result.shape == np.shape(array)
 
 
-DTYPES = sorted(set(bridge.DType) - {bridge.DType.STRING}, key=str)
+DTYPES = sorted(TorchBackend().capabilities(CPU).dtypes, key=str)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
