@@ -86,17 +86,23 @@ class Refusal:
 
 
 def find_runtime(
-    module: str, distributions: Sequence[str], extra: str, *, exclusive: bool = True
+    module: str,
+    distributions: Sequence[str],
+    extra: str | None = None,
+    *,
+    exclusive: bool = True,
 ) -> Availability:
     """Availability of an importable module, from metadata only.
 
     Args:
         module: Top-level module of the runtime.
         distributions: Distributions that ship this module, the preferred one first.
-        extra: The extra of inference-bridge that installs it.
+        extra: The extra of inference-bridge that installs it; ``None`` where none does, and
+            the preferred distribution is to be installed by its own name.
         exclusive: Whether two of these distributions at once overwrite each other.
     """
-    fix = f"Install it with: pip install 'inference-bridge[{extra}]'"
+    wanted = distributions[0] if extra is None else f"'inference-bridge[{extra}]'"
+    fix = f"Install it with: pip install {wanted}"
     found: dict[str, str] = {}
     for name in distributions:
         try:

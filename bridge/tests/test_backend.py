@@ -94,6 +94,8 @@ def test_two_distributions_of_one_module_are_a_conflict(monkeypatch: pytest.Monk
     found = bridge.find_runtime("numpy", ("numpy", "numpy-gpu"), "x")
     assert found.installed
     assert "numpy 1 and numpy-gpu 2 are installed side by side" in found.warnings[0]
+    alone = bridge.find_runtime("no_such_module", ("no-such-dist", "other"))
+    assert alone.fix == "Install it with: pip install no-such-dist"
     broken = bridge.find_runtime("no_such_module", ("numpy",), "x")
     assert "numpy 1 is installed, but its module 'no_such_module' is missing" in str(broken.reason)
 

@@ -87,7 +87,7 @@ def test_no_backend_is_named_outside_backends(package: str) -> None:
     for path in sources(package):
         if path.name == "overhead.py":
             continue  # its subject is the native call of each runtime
-        if package == "bridge_conformance" and WRITING & set(path.parts + (path.name,)):
+        if package == "bridge_conformance" and WRITING & {*path.parts, path.name}:
             continue  # names of libraries that write models and test sets, not of backends
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and node.value in names:

@@ -76,6 +76,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {
         "bridge",
         "bridge_bench",
+        "bridge_conformance",
         "bridge_cli",
         "bridge_onnxruntime",
         "bridge_openvino",

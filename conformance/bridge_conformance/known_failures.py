@@ -38,8 +38,8 @@ class KnownFailure:
         reason: A full sentence.
         issue: Where it is discussed; empty where nowhere.
         since: Version of the runtime that first showed it; empty if not known.
-        is_run: The test is run and has to fail. ``False`` for tests that crash or hang,
-            which are not run at all (``mode = "skip"``).
+        is_run: The test is run and has to fail. ``False`` for tests that crash, hang, or fail
+            by chance, which are not run at all (``mode = "skip"``).
     """
 
     id: str
@@ -110,5 +110,6 @@ def _check(entry: Any, where: str) -> None:
         raise KnownFailuresError(f"{where} has no reason; wanted a full sentence that says why.")
     if entry.get("mode", "skip") != "skip":
         raise KnownFailuresError(
-            f"{where}: 'mode' is {entry['mode']!r}; the only one is 'skip', for crashes and hangs."
+            f"{where}: 'mode' is {entry['mode']!r}; the only one is 'skip', for crashes, hangs "
+            "and what fails by chance."
         )

@@ -25,18 +25,17 @@ _BFLOAT16_RTOL = 2**-6  # two units in the last place, as in onnx/backend/test/r
 _Call = Callable[[dict[str, Any]], Sequence[Any]]
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for each case; their names are not looked up for backends without ONNX."""
-    names: Sequence[str] = ("any",)
-    if _FORMAT in subject_of(metafunc.config, metafunc.cls).claims.formats and _has_onnx():
-        names = onnx_cases.names()
-    metafunc.parametrize(("format", "name"), [(_FORMAT, name) for name in names], ids=names)
-
-
 @full
 @requires("format")
 class TestOnnx:
     """What the runtime answers alone, it answers through the bridge: ONNX's own cases."""
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """One test for each case; their names are not looked up for backends without ONNX."""
+        names: Sequence[str] = ("any",)
+        if _FORMAT in subject_of(metafunc.config, metafunc.cls).claims.formats and _has_onnx():
+            names = onnx_cases.names()
+        metafunc.parametrize(("format", "name"), [(_FORMAT, name) for name in names], ids=names)
 
     def test_case(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,9 +30,7 @@ class TractBackend(bridge.Backend):
     name = "tract"
 
     def probe(self) -> bridge.Availability:
-        found = bridge.find_runtime("tract", ("tract",), "tract")
-        fix = None if found.installed else "Install it with: pip install tract"
-        return dataclasses.replace(found, fix=fix)
+        return bridge.find_runtime("tract", ("tract",))
 
     def capabilities(self, device: bridge.Device) -> bridge.Capabilities:
         return bridge.Capabilities(
