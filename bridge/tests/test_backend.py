@@ -88,14 +88,17 @@ def test_load_errors_are_mapped_and_chained(
     assert (caught.value.backend, caught.value.model) == ("tiny", "model.tiny")
 
 
+def test_a_runtime_without_an_extra_is_installed_by_its_own_name() -> None:
+    found = bridge.find_runtime("no_such_module", ("no-such-dist", "other-dist"))
+    assert found.fix == "Install it with: pip install no-such-dist"
+
+
 def test_two_distributions_of_one_module_are_a_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"numpy": "1", "numpy-gpu": "2"}
     monkeypatch.setattr(importlib.metadata, "version", lambda name: versions[name])
     found = bridge.find_runtime("numpy", ("numpy", "numpy-gpu"), "x")
     assert found.installed
     assert "numpy 1 and numpy-gpu 2 are installed side by side" in found.warnings[0]
-    alone = bridge.find_runtime("no_such_module", ("no-such-dist", "other"))
-    assert alone.fix == "Install it with: pip install no-such-dist"
     broken = bridge.find_runtime("no_such_module", ("numpy",), "x")
     assert "numpy 1 is installed, but its module 'no_such_module' is missing" in str(broken.reason)
 
