@@ -79,6 +79,8 @@ class OpenvinoBackend(Backend):
                     DType.UINT16,
                     DType.UINT32,
                     DType.UINT64,
+                    DType.FLOAT8_E4M3FN,
+                    DType.FLOAT8_E5M2,
                     DType.FLOAT16,
                     DType.BFLOAT16,
                     DType.FLOAT32,

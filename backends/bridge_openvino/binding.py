@@ -9,7 +9,7 @@ import numpy as np
 
 from bridge import Bound
 from bridge.check import Arrays
-from bridge_openvino.buffers import blank_bytes, shared_tensor
+from bridge_openvino.buffers import RAW, blank_bytes, shared_tensor
 
 if TYPE_CHECKING:
     from bridge_openvino.predictor import OpenvinoPredictor, Request
@@ -35,6 +35,8 @@ class RequestBound(Bound):
         self.inputs = {**inputs, **request.buffers.arrays}
         self._named = predictor._named
         self._names = predictor._ports.outputs
+        types = {spec.name: spec.dtype for spec in predictor.signature.outputs if spec.dtype}
+        self._raw = [RAW.get(types[name]) for name in self._names]
         self._own = [request.native.get_output_tensor(index) for index in range(len(self._names))]
         self._shapes: list[tuple[int, ...]] | None = None  # of the outputs that are set
         self._may_fix = True
@@ -77,11 +79,11 @@ class RequestBound(Bound):
     def _fix_outputs(self) -> None:
         """Sets arrays as outputs and runs once more, to see whether the results come there."""
         arrays: Arrays = {}
-        for index, name in enumerate(self._names):
+        for index, (name, raw) in enumerate(zip(self._names, self._raw, strict=True)):
             found = self.outputs[name]
             size_bytes = math.prod(found.shape) * found.itemsize
             arrays[name] = np.ndarray(found.shape, found.dtype, blank_bytes(size_bytes))
-            self._request.native.set_output_tensor(index, shared_tensor(arrays[name]))
+            self._request.native.set_output_tensor(index, shared_tensor(arrays[name], raw))
         self._shapes = [array.shape for array in arrays.values()]
         try:
             self._infer()

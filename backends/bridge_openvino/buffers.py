@@ -21,7 +21,7 @@ from bridge.errors import InputError
 from bridge_openvino.ports import Port
 from bridge_openvino.runtime import openvino
 
-__all__ = ["NARROWED", "InputBuffers", "blank_bytes", "shared_tensor"]
+__all__ = ["NARROWED", "RAW", "InputBuffers", "blank_bytes", "shared_tensor"]
 
 NARROWED = {
     DType.INT64: "int32",
@@ -31,6 +31,25 @@ NARROWED = {
 }
 """What OpenVINO computes in instead, as seen on a CPU with 2026.4.1: 2**30 + 2**30 gives
 -2**31 as int64, and 2**33 + 1 gives 1 as uint64. See its issues 24072 and 35823."""
+
+
+class Raw(NamedTuple):
+    """How elements that OpenVINO's numpy conversion does not know pass through it.
+
+    Attributes:
+        numpy: Type of the same size that it knows, and hands out.
+        native: OpenVINO's own name of the type.
+    """
+
+    numpy: type[np.generic]
+    native: str
+
+
+RAW = {
+    DType.BFLOAT16: Raw(np.float16, "bf16"),
+    DType.FLOAT8_E4M3FN: Raw(np.uint8, "f8e4m3"),
+    DType.FLOAT8_E5M2: Raw(np.uint8, "f8e5m2"),
+}
 
 _ALIGNMENT_BYTES = 64  # a cache line, and what OpenVINO's own tensors are aligned to
 _SMALL_BYTES = 1 << 20  # not worth giving back
@@ -50,6 +69,7 @@ class _Place(NamedTuple):
     port: int
     dtype: np.dtype[Any]
     itemsize_bytes: int
+    raw: Raw | None
     is_wide: bool
 
 
@@ -60,12 +80,17 @@ def blank_bytes(size_bytes: int) -> npt.NDArray[np.uint8]:
     return roomy[start : start + size_bytes]
 
 
-def shared_tensor(array: npt.NDArray[Any]) -> Any:
-    """An ``openvino.Tensor`` on the memory of a contiguous array, which must outlive it."""
+def shared_tensor(array: npt.NDArray[Any], raw: Raw | None) -> Any:
+    """An ``openvino.Tensor`` on the memory of a contiguous array, which must outlive it.
+
+    Args:
+        array: The array.
+        raw: The entry of its type in ``RAW``, if there is one.
+    """
     ov = openvino()
-    if array.dtype.kind == "V":  # bfloat16, which OpenVINO's numpy conversion does not know
-        return ov.Tensor(array.view(np.float16), list(array.shape), ov.Type.bf16)
-    return ov.Tensor(array, shared_memory=True)
+    if raw is None:
+        return ov.Tensor(array, shared_memory=True)
+    return ov.Tensor(array.view(raw.numpy), list(array.shape), getattr(ov.Type, raw.native))
 
 
 class InputBuffers:
@@ -84,6 +109,7 @@ class InputBuffers:
                 port.index,
                 port.dtype.numpy,
                 port.dtype.itemsize_bytes,
+                RAW.get(port.dtype),
                 port.dtype in NARROWED and port.dtype.is_integer,
             )
             for name, port in ports.items()
@@ -128,9 +154,9 @@ class InputBuffers:
         wide: dict[np.dtype[Any], list[int]] = {}
         start = 0
         for place, shape, size in zip(places, shapes, sizes, strict=True):
-            name, port, dtype, _, is_wide = place
+            name, port, dtype, _, raw, is_wide = place
             buffer = np.ndarray(shape, dtype, block, start)
-            self._set(port, shared_tensor(buffer))
+            self._set(port, shared_tensor(buffer, raw))
             filled.append((name, buffer, shape))
             if is_wide:
                 wide.setdefault(dtype, [start, start])[1] = start + size

@@ -17,13 +17,8 @@ from bridge.formats.openvino.graph import ELEMENT_TYPES
 
 __all__ = ["Port", "Ports", "find_ports"]
 
-# Without those that its Python API does not exchange safely; of strings, see
-# ``OpenvinoBackend.capabilities``.
-_DTYPES = {
-    name: dtype
-    for name, dtype in ELEMENT_TYPES.items()
-    if name not in {"f8e4m3", "f8e5m2", "string"}
-}
+# Without what its Python API does not exchange safely; see ``OpenvinoBackend.capabilities``.
+_DTYPES = {name: dtype for name, dtype in ELEMENT_TYPES.items() if name != "string"}
 _DEFAULT_KEY = "serving_default"
 
 

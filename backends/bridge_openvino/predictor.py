@@ -13,10 +13,9 @@ from typing import Any
 
 from bridge import CPU, Bound, Layout, Predictor, PredictorInfo
 from bridge.check import Arrays
-from bridge.dtypes import DType
 from bridge.errors import InputError
 from bridge_openvino.binding import RequestBound
-from bridge_openvino.buffers import InputBuffers
+from bridge_openvino.buffers import RAW, InputBuffers
 from bridge_openvino.ports import Ports
 from bridge_openvino.runtime import openvino
 
@@ -49,13 +48,10 @@ class OpenvinoPredictor(Predictor):
         self._ports = ports
         self._idle = [Request(compiled, ports)]
         self._results = ports.outputs
-        reduced = {
-            spec.name: DType.BFLOAT16.numpy
-            for spec in ports.signature.outputs
-            if spec.dtype is DType.BFLOAT16
+        # OpenVINO hands these out as other types of the same bits.
+        self._reinterpreted = {
+            spec.name: spec.dtype.numpy for spec in ports.signature.outputs if spec.dtype in RAW
         }
-        # OpenVINO hands out bfloat16 as float16 of the same bits.
-        self._reinterpreted = reduced
 
     def _predict(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Arrays:
         idle = self._idle

@@ -25,7 +25,7 @@ def value(name: str, dtype: int, shape: list[Any]) -> Any:
 
 def model_bytes(nodes: list[Any], inputs: list[Any], outputs: list[Any], *tensors: Any) -> bytes:
     graph = onnx.helper.make_graph(nodes, "g", inputs, outputs, list(tensors))
-    opset = [onnx.helper.make_opsetid("", 18)]
+    opset = [onnx.helper.make_opsetid("", 19)]
     data: bytes = onnx.helper.make_model(
         graph, opset_imports=opset, ir_version=9
     ).SerializeToString()
@@ -177,6 +177,8 @@ DTYPES = {
     "UINT32": (np.uint32, [0, 2**31 - 1, 1]),
     "UINT64": (np.uint64, [0, 2**31 - 1, 1]),
     "FLOAT16": (np.float16, [1.5, -65504, 6e-8]),
+    "FLOAT8E4M3FN": (ml_dtypes.float8_e4m3fn, [1.5, -448, 0]),
+    "FLOAT8E5M2": (ml_dtypes.float8_e5m2, [1.5, -57344, 0]),
     "BFLOAT16": (ml_dtypes.bfloat16, [1.5, -3e38, 0]),
     "FLOAT": (np.float32, [1.5, 3e38, 1e-38]),
 }
@@ -209,7 +211,7 @@ def test_every_claimed_dtype_is_tested() -> None:
     assert {bridge.DType.of(dtype) for dtype, _ in DTYPES.values()} == set(claimed)
 
 
-@pytest.mark.parametrize("name", ["STRING", "FLOAT8E4M3FN", "COMPLEX64"])
+@pytest.mark.parametrize("name", ["STRING", "FLOAT8E4M3FNUZ", "COMPLEX64"])
 def test_other_dtypes_are_refused_on_loading(name: str) -> None:
     with pytest.raises(errors.UnsupportedModel) as caught:
         load(unary("Identity", getattr(onnx.TensorProto, name)))
