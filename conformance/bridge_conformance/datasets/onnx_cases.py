@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.util
 import json
+import locale
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +52,9 @@ _RANDOM = frozenset(
 )
 
 
+_LOCALE = "en_US.UTF-8"  # the one that the cases ask for, as onnxruntime completes it
+
+
 @dataclass(frozen=True, slots=True)
 class Interface:
     """What the graph of a case says about itself.
@@ -57,13 +63,27 @@ class Interface:
         inputs: Names of inputs, in order.
         outputs: Names of outputs, in order.
         others: Names of those inputs and outputs that are sequences or optional values.
-        is_random: Values of outputs are drawn anew by each call.
+        operators: Names of its operators.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     others: frozenset[str]
-    is_random: bool
+    operators: frozenset[str]
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the values of outputs are drawn."""
+        return not self.operators.isdisjoint(_RANDOM)
+
+    @property
+    def missing(self) -> str | None:
+        """What some runtimes need for the case and this machine lacks, as a phrase."""
+        if "StringNormalizer" in self.operators and not _has_locale():
+            return f"the locale {_LOCALE} is not installed"
+        if "ImageDecoder" in self.operators and importlib.util.find_spec("PIL") is None:
+            return "Pillow is not installed"
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +122,7 @@ class OnnxCase:
             frozenset(
                 value.name for value in values if value.type.WhichOneof("value") != "tensor_type"
             ),
-            any(node.op_type in _RANDOM for node in graph.node),
+            frozenset(node.op_type for node in graph.node),
         )
 
     @property
@@ -130,6 +150,16 @@ def case(name: str) -> OnnxCase:
     return _cases()[name]
 
 
+def _has_locale() -> bool:
+    now = locale.setlocale(locale.LC_CTYPE)
+    try:
+        locale.setlocale(locale.LC_CTYPE, _LOCALE)
+    except locale.Error:
+        return False
+    locale.setlocale(locale.LC_CTYPE, now)
+    return True
+
+
 def _index() -> Path:
     def build(folder: Path) -> None:
         listed: dict[str, list[str]] = {kind: [] for kind in KINDS}
@@ -146,9 +176,10 @@ def _cases() -> dict[str, OnnxCase]:
     from onnx.backend.test.loader import load_model_tests
 
     cases = {}
-    for kind in KINDS:
-        for native in sorted(load_model_tests(kind=kind), key=lambda native: native.name):
-            cases[native.name] = _case(native, kind)
+    with warnings.catch_warnings(action="ignore"):  # casts that overflow on purpose
+        for kind in KINDS:
+            for native in sorted(load_model_tests(kind=kind), key=lambda native: native.name):
+                cases[native.name] = _case(native, kind)
     return cases
 
 
