@@ -1,0 +1,74 @@
+"""Torch's own database of operators, each as an exported program.
+
+A backend that loads exported programs gets each operator as it is. Where an adapter turns
+an exported program into a format that the backend loads, each operator is also run
+through that one; the built-in adapters have no such conversion.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bridge.loading import open_model
+from bridge.registry import registry
+from bridge_conformance.claims import full, not_verified, requires
+from bridge_conformance.comparison import assert_equal, assert_outputs
+from bridge_conformance.datasets.cases import NotBuilt
+from bridge_conformance.datasets.operators import OPERATORS
+from bridge_conformance.subject import Subject, subject_of
+
+_FORMAT = "exported_program"
+
+
+@full
+@requires("format")
+class TestOperators:
+    """Operators of torch give what torch gives when it runs them eagerly."""
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """A test for each operator, and one more for each adapter that takes it further."""
+        formats = subject_of(metafunc.config, metafunc.cls).claims.formats
+        routes = [
+            (adapter.name, adapter.target)
+            for adapter in registry().adapters
+            if _FORMAT in adapter.sources and adapter.target in formats
+        ]
+        if _FORMAT in formats or not routes:
+            routes.insert(0, ("", _FORMAT))
+        try:
+            names = OPERATORS.stored().names if _FORMAT in formats or routes[0][0] else ("any",)
+        except NotBuilt:
+            names = ("not-built",)
+        metafunc.parametrize(
+            ("operator", "adapter", "format"),
+            [
+                pytest.param(name, adapter, target, id=f"{name}-{adapter}".rstrip("-"))
+                for adapter, target in routes
+                for name in names
+            ],
+        )
+
+    # What torch says about operators that it wants to change or remove.
+    @pytest.mark.filterwarnings("ignore::UserWarning")
+    def test_operator(
+        self, subject: Subject, operator: str, adapter: str, format: str, tmp_path: Path
+    ) -> None:
+        """Dtypes and shapes are those of eager torch, values close; inputs stay as they were."""
+        try:
+            case = OPERATORS.stored().case(operator)
+        except NotBuilt as error:
+            not_verified(str(error))
+        model = case.model
+        if adapter:
+            model = tmp_path / f"model.{format}"
+            registry().adapters.get(adapter).convert(open_model(case.model), model)
+        given = {name: array.copy() for name, array in case.inputs.items()}
+        with subject.open(model) as predictor:
+            outputs = predictor.predict(given)
+        assert len(outputs) == len(case.outputs)
+        named = dict(zip(case.outputs, outputs.values(), strict=True))
+        assert_outputs(named, case.outputs)
+        for name, array in case.inputs.items():
+            assert_equal(given[name], array, name)
