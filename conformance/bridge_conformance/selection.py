@@ -14,9 +14,23 @@ from bridge_conformance.known_failures import KnownFailuresError
 from bridge_conformance.ledger import Ledger, area_of, id_of
 from bridge_conformance.subject import Subject, subject_of
 
-__all__ = ["choose", "collected_ids", "require_whole_suites", "suite_for"]
+__all__ = ["choose", "collected_ids", "require_whole_suites", "suite_classes", "suite_for"]
 
 _ids = pytest.StashKey[dict[str, set[str]]]()
+
+
+def suite_classes() -> dict[str, type]:
+    """The classes of the suite by name."""
+    modules = [
+        importlib.import_module(f"{suite.__name__}.{info.name}")
+        for info in pkgutil.iter_modules(suite.__path__)
+    ]
+    return {
+        name: found
+        for module in modules
+        for name, found in vars(module).items()
+        if name.startswith("Test") and found.__module__ == module.__name__
+    }
 
 
 def suite_for(backend: str) -> dict[str, type]:
@@ -28,13 +42,11 @@ def suite_for(backend: str) -> dict[str, type]:
     Returns:
         All classes; a file in which one is missing or replaced is refused.
     """
-    made: dict[str, type] = {}
-    for info in pkgutil.iter_modules(suite.__path__):
-        module = importlib.import_module(f"{suite.__name__}.{info.name}")
-        for name, found in vars(module).items():
-            if name.startswith("Test") and found.__module__ == module.__name__:
-                said = {"__doc__": found.__doc__, "bridge_backend": backend}
-                made[name] = type(name, (found,), said)
+    said = {"bridge_backend": backend}
+    made = {
+        name: type(name, (found,), {"__doc__": found.__doc__, **said})
+        for name, found in suite_classes().items()
+    }
     for one in made.values():
         one.bridge_suite = tuple(made.values())  # type: ignore[attr-defined]
     return made
