@@ -6,12 +6,13 @@ MODELS := $(VENV)/models
 NMP := $(MODELS)/basic_pitch/saved_models/icassp_2022
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-wheel conform conformance-data parity matrix check format overhead clean
+.PHONY: help demo test test-fresh test-wheel conform conformance-data parity matrix check format overhead clean
 
 help:
 	@echo "make demo        a real model on several runtimes, compared (minutes at first, then seconds)"
 	@echo "make test        the tests, and quick conformance of every backend"
 	@echo "make check       formatting, lint, types and workflows"
+	@echo "make test-fresh  the tests that install into an environment of their own"
 	@echo "make test-wheel  the tests against the built wheel, outside the checkout"
 	@echo "make parity      ONNX's own suite on ONNX Runtime and OpenVINO, natively and through the bridge"
 	@echo "make conform     the whole conformance suite on every backend; renews docs/certificates"
@@ -35,6 +36,9 @@ conformance-data: $(VENV)/.dev
 
 parity: $(VENV)/.dev
 	$(BIN)/bridge conform onnxruntime openvino --select TestOnnx --jobs 2
+
+test-fresh: $(VENV)/.dev
+	$(BIN)/python -m pytest -m fresh
 
 test-wheel: $(VENV)/.dev $(VENV)/.models
 	.ci/wheel

@@ -93,6 +93,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
 
 
 @pytest.mark.checkout
+@pytest.mark.fresh
 def test_the_core_alone_works_and_says_what_is_missing(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.checkout, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.checkout, pytest.mark.fresh, pytest.mark.timeout(900)]
 
 CHECKOUT = Path(__file__).parents[2]
 EXAMPLE = CHECKOUT / "docs" / "examples" / "bridge-tract"
