@@ -123,6 +123,44 @@ def test_what_is_not_built_is_not_verified(
     assert "are not built here: run make conformance-data." in done.stdout
 
 
+def test_an_adapter_of_exported_programs_gets_the_operators_too(
+    empty_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    for library in OPERATORS.libraries:
+        pytest.importorskip(library)
+    (tmp_path / "turns_into_onnx.py").write_text(ADAPTER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("BRIDGE_CONFORMANCE_PLUGINS", "turns_into_onnx")
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider"]
+    command += ["--pyargs", "bridge_conformance.suite.test_operators"]
+    command += ["--bridge-backend", "onnxruntime"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert "test_operator[not-built-program-to-onnx]" in done.stdout, done.stdout
+
+
+ADAPTER = """
+import bridge
+
+
+class Adapter(bridge.Adapter):
+    name = "program-to-onnx"
+    sources = frozenset(("exported_program",))
+    target = "onnx"
+
+    def probe(self):
+        return bridge.Availability(installed=True)
+
+    def _convert(self, model, target, options):
+        raise NotImplementedError
+
+
+@bridge.hookimpl
+def register_adapters(register):
+    register(Adapter())
+"""
+
+
 # What is taken into the sets
 
 
