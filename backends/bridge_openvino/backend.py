@@ -81,6 +81,7 @@ class OpenvinoBackend(Backend):
                     DType.UINT64,
                     DType.FLOAT8_E4M3FN,
                     DType.FLOAT8_E5M2,
+                    DType.FLOAT8_E8M0FNU,
                     DType.FLOAT16,
                     DType.BFLOAT16,
                     DType.FLOAT32,

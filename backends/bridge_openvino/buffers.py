@@ -49,6 +49,7 @@ RAW = {
     DType.BFLOAT16: Raw(np.float16, "bf16"),
     DType.FLOAT8_E4M3FN: Raw(np.uint8, "f8e4m3"),
     DType.FLOAT8_E5M2: Raw(np.uint8, "f8e5m2"),
+    DType.FLOAT8_E8M0FNU: Raw(np.uint8, "f8e8m0"),
 }
 
 _ALIGNMENT_BYTES = 64  # a cache line, and what OpenVINO's own tensors are aligned to

@@ -25,9 +25,9 @@ def value(name: str, dtype: int, shape: list[Any]) -> Any:
 
 def model_bytes(nodes: list[Any], inputs: list[Any], outputs: list[Any], *tensors: Any) -> bytes:
     graph = onnx.helper.make_graph(nodes, "g", inputs, outputs, list(tensors))
-    opset = [onnx.helper.make_opsetid("", 19)]
+    opset = [onnx.helper.make_opsetid("", 24)]
     data: bytes = onnx.helper.make_model(
-        graph, opset_imports=opset, ir_version=9
+        graph, opset_imports=opset, ir_version=12
     ).SerializeToString()
     return data
 
@@ -179,6 +179,7 @@ DTYPES = {
     "FLOAT16": (np.float16, [1.5, -65504, 6e-8]),
     "FLOAT8E4M3FN": (ml_dtypes.float8_e4m3fn, [1.5, -448, 0]),
     "FLOAT8E5M2": (ml_dtypes.float8_e5m2, [1.5, -57344, 0]),
+    "FLOAT8E8M0": (ml_dtypes.float8_e8m0fnu, [1, 2.0**-127, 2.0**127]),
     "BFLOAT16": (ml_dtypes.bfloat16, [1.5, -3e38, 0]),
     "FLOAT": (np.float32, [1.5, 3e38, 1e-38]),
 }

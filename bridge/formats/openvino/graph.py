@@ -31,6 +31,7 @@ ELEMENT_TYPES = {
     "u64": DType.UINT64,
     "f8e4m3": DType.FLOAT8_E4M3FN,
     "f8e5m2": DType.FLOAT8_E5M2,
+    "f8e8m0": DType.FLOAT8_E8M0FNU,
     "f16": DType.FLOAT16,
     "bf16": DType.BFLOAT16,
     "f32": DType.FLOAT32,
