@@ -34,7 +34,7 @@ __all__ = [
 
 SCHEMA = "bridge-certificate/1"
 MODES = ("quick", "full")
-_ONNX_COUNTS = ("cases", "native", "bridge", "beyond_native", "lost")
+_ONNX_COUNTS = ("cases", "native", "bridge", "beyond_native", "refused", "lost")
 
 Record = TypeVar("Record")
 

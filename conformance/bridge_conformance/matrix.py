@@ -48,6 +48,7 @@ _COUNT_WORDS = {
     "native": "native passes",
     "bridge": "bridge passes",
     "beyond_native": "beyond native",
+    "refused": "refused by type",
     "lost": "lost",
 }
 

@@ -69,7 +69,14 @@ def everything() -> Certificate:
         ),
         not_verified=(NotVerified(id="TestOnnx::test_c", area="onnx", reason="No writer."),),
         counts={
-            "onnx": {"cases": 9, "native": 7, "bridge": 8, "beyond_native": 1, "lost": 0},
+            "onnx": {
+                "cases": 9,
+                "native": 7,
+                "bridge": 8,
+                "beyond_native": 1,
+                "refused": 0,
+                "lost": 0,
+            },
             "other": {"models": 3},
         },
         measured={

@@ -87,7 +87,16 @@ def every_state() -> Certificate:
             ),
             NotVerified(id="TestMixed::test_x", area="mixed", reason="No device."),
         ),
-        counts={"onnx": {"cases": 2024, "native": 9, "bridge": 8, "beyond_native": 1, "lost": 2}},
+        counts={
+            "onnx": {
+                "cases": 2024,
+                "native": 9,
+                "bridge": 8,
+                "beyond_native": 1,
+                "refused": 0,
+                "lost": 2,
+            }
+        },
         measured={"TestThreads::test_speed": {"speed_up": 1.81234, "how": "side by side"}},
     )
 
