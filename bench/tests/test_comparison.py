@@ -59,7 +59,10 @@ class Backend(bridge.Backend):
     def capabilities(self, device):
         formats = {"other"} if self.name == "unable" else {"acting"}
         return bridge.Capabilities(
-            formats=frozenset(formats), zero_rows=True, thread_safety=bridge.ThreadSafety.SHARED
+            formats=frozenset(formats),
+            dynamic_dims=True,
+            zero_rows=True,
+            thread_safety=bridge.ThreadSafety.SHARED,
         )
     def _load(self, model, device, options):
         if self.name == "refuses" or model.file.read_text() == "ACT broken":
