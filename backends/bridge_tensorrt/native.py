@@ -1,4 +1,4 @@
-"""The shortest idiomatic use of TensorRT, as a yardstick for the bridge; needs a GPU."""
+"""The shortest idiomatic use of TensorRT, as a yardstick for the bridge; calls need a GPU."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bridge import ModelRef
-from bridge_tensorrt import module
-from bridge_tensorrt.building import build
+from bridge_tensorrt import building, module
 from bridge_tensorrt.cuda import check, runtime
 from bridge_tensorrt.messages import listener
 from bridge_tensorrt.network import dtype_of
@@ -19,7 +18,7 @@ from bridge_tensorrt.options import EngineOptions
 if TYPE_CHECKING:
     import tensorrt_rtx as rtx
 
-__all__ = ["load"]
+__all__ = ["build", "load"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -48,7 +47,7 @@ def load(
     is_onnx = model.format.name == "onnx"
     trt = module.load(module.choose(None if is_onnx else next(iter(model.facts.versions))))
     if is_onnx:
-        data = build(trt, model, EngineOptions()).data
+        data = building.build(trt, model, EngineOptions()).data
     else:
         data = model.data or model.file.read_bytes()
     executor: rtx.Runtime = trt.Runtime(listener(trt))
@@ -92,3 +91,41 @@ def load(
         return results
 
     return call, dict
+
+
+def build(model: ModelRef) -> bytes:
+    """TensorRT's own parsing and building, as in NVIDIA's samples; tensorrt_rtx needs no GPU.
+
+    Dims that vary get the ranges that are the adapter's defaults.
+
+    Args:
+        model: A model whose file has its usual suffix, or the bytes of an ONNX model.
+
+    Returns:
+        The serialized engine.
+
+    Raises:
+        RuntimeError: The model was not parsed, or no engine built of it.
+    """
+    trt = module.load(module.choose(None))
+    builder: rtx.Builder = trt.Builder(listener(trt))
+    flag = trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+    network: rtx.INetworkDefinition = builder.create_network(1 << int(flag))
+    parser: rtx.OnnxParser = trt.OnnxParser(network, listener(trt))
+    if not parser.parse(model.data if model.data is not None else model.file.read_bytes()):
+        error: rtx.ParserError = parser.get_error(0)
+        raise RuntimeError(error.desc())
+    config: rtx.IBuilderConfig = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    profile: rtx.IOptimizationProfile = builder.create_optimization_profile()
+    for index in range(network.num_inputs):
+        tensor: rtx.ITensor = network.get_input(index)
+        shape = tuple(tensor.shape)
+        if -1 in shape and not tensor.is_shape_tensor:
+            ranges = (tuple(rows if size < 0 else size for size in shape) for rows in (1, 16, 128))
+            profile.set_shape(tensor.name, *ranges)
+    config.add_optimization_profile(profile)
+    made: rtx.IHostMemory | None = builder.build_serialized_network(network, config)
+    if made is None:
+        raise RuntimeError("no engine was built")
+    return bytes(made)

@@ -127,11 +127,16 @@ class Subject:
 
     def native(self, model: ModelRef, **arguments: Any) -> Native | None:
         """The runtime's own load and call, where the backend's package has a ``native.py``."""
+        module = self.native_module
+        return None if module is None else module.load(model, **arguments)
+
+    @cached_property
+    def native_module(self) -> Any | None:
+        """The module ``native`` of the backend's package, if there is one."""
         package = type(self.backend).__module__.rpartition(".")[0]
         if not package or importlib.util.find_spec(f"{package}.native") is None:
             return None
-        made: Native = importlib.import_module(f"{package}.native").load(model, **arguments)
-        return made
+        return importlib.import_module(f"{package}.native")
 
 
 def subject_of(config: pytest.Config, cls: type | None) -> Subject:
