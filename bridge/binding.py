@@ -36,8 +36,7 @@ class Bound:
         self.inputs = inputs
         self.outputs: dict[str, npt.NDArray[Any]] = {}
         self._predictor = predictor
-        self._enter = predictor._calls.append
-        self._leave = predictor._calls.pop
+        self._calls = predictor._calls
         self._guarded_run = predictor._guarded(self._run)
 
     def predict(self) -> None:
@@ -47,9 +46,9 @@ class Bound:
             PredictorClosed, ForkedPredictor: The predictor cannot answer any more.
             PredictError: The runtime failed.
         """
-        predictor = self._predictor
-        self._enter(None)
+        predictor, calls, call = self._predictor, self._calls, object()
         try:
+            calls[call] = None
             if predictor._refusal is not None:
                 raise predictor._refusal()
             self._guarded_run()
@@ -58,7 +57,7 @@ class Bound:
         except Exception as error:
             raise predictor._translated(error) from error
         finally:
-            self._leave()
+            calls.pop(call, None)
             if predictor._refusal is not None:
                 predictor._release()
 

@@ -19,7 +19,6 @@ import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -108,7 +107,9 @@ class Predictor(ABC):
         self.info = info
         self._output_names = signature.output_names
         self._rules: tuple[ErrorRule, ...] = ()
-        self._calls: deque[None] = deque()  # one entry per running call; append and pop are atomic
+        # One entry per running call. Each has a key of its own, so that leaving is right
+        # wherever Ctrl-C interrupts entering; setting and popping are atomic.
+        self._calls: dict[object, None] = {}
         self._refusal: Callable[[], BridgeError] | None = None
         self._closing = threading.Lock()
         self._is_released = False
@@ -155,9 +156,9 @@ class Predictor(ABC):
             PredictError: The runtime failed.
             PredictorClosed, ForkedPredictor: This predictor cannot answer any more.
         """
-        calls = self._calls
-        calls.append(None)
+        calls, call = self._calls, object()
         try:
+            calls[call] = None
             if self._refusal is not None:
                 raise self._refusal()
             checked = self._check(inputs)
@@ -169,7 +170,7 @@ class Predictor(ABC):
         except Exception as error:
             raise self._translated(error) from error
         finally:
-            calls.pop()
+            calls.pop(call, None)
             if self._refusal is not None:
                 self._release()
 
@@ -186,8 +187,9 @@ class Predictor(ABC):
             InputError: The shapes do not fit the signature.
             PredictorClosed, ForkedPredictor: This predictor cannot answer any more.
         """
-        self._calls.append(None)  # a close meanwhile must wait, as in predict
+        call = object()
         try:
+            self._calls[call] = None  # a close meanwhile must wait, as in predict
             if self._refusal is not None:
                 raise self._refusal()
             arrays = buffers(self.signature, shapes)
@@ -202,7 +204,7 @@ class Predictor(ABC):
         except Exception as error:
             raise self._translated(error) from error
         finally:
-            self._calls.pop()
+            self._calls.pop(call, None)
             if self._refusal is not None:
                 self._release()
 
