@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bridge.dtypes import DType
 from bridge.errors import BridgeError
 
 __all__ = ["summary", "write_npz"]
@@ -53,8 +54,8 @@ def summary(name: str, array: npt.NDArray[Any]) -> dict[str, Any]:
 def write_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> list[str]:
     """Writes arrays by name; the file appears whole or not at all.
 
-    Strings become numpy's fixed-width Unicode. bfloat16 and float8, which ``.npy`` files
-    cannot hold, become float32, which holds each of their values exactly.
+    Strings become numpy's fixed-width Unicode. What ``.npy`` files cannot hold, such as
+    bfloat16, float8 and int4, becomes float32 or int8, which hold each value exactly.
 
     Returns:
         Sentences about what was changed.
@@ -70,7 +71,7 @@ def write_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> list[str]:
         with scratch.open("xb") as stream, zipfile.ZipFile(stream, "w") as archive:
             for name, array in arrays.items():
                 kept = _storable(array)
-                if kept.dtype != array.dtype and kept.dtype.kind == "f":
+                if kept.dtype != array.dtype and kept.dtype.kind in "fi":
                     notes.append(f"output '{name}' is {array.dtype}, written as {kept.dtype}.")
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, kept, allow_pickle=False)
@@ -88,9 +89,10 @@ def write_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> list[str]:
 def _storable(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if array.dtype.kind in "OT":
         return np.asarray(array, dtype=object).astype(str)
-    if array.dtype.kind == "V":  # ml_dtypes
-        return array.astype(np.float32)
-    return array
+    if array.dtype.isbuiltin != 2:  # a type that was registered with numpy, by ml_dtypes
+        return array
+    # int8 holds every value of the integers among them.
+    return array.astype(np.int8 if DType.of(array.dtype).is_integer else np.float32)
 
 
 def _widened(array: npt.NDArray[Any]) -> npt.NDArray[Any]:

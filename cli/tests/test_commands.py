@@ -215,6 +215,21 @@ def test_summary_of_odd_arrays() -> None:
         json.dumps(summary("a", array), allow_nan=False)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "kept"),
+    [("float8_e5m2", "float32"), ("float4_e2m1fn", "float32"), ("int4", "int8"), ("uint4", "int8")],
+)
+def test_small_dtypes_become_what_holds_them(tmp_path: Path, dtype: str, kept: str) -> None:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    given = np.array([0, 1, 6, 3], getattr(ml_dtypes, dtype))
+    assert write_npz(tmp_path / "out.npz", {"y": given}) == [
+        f"output 'y' is {dtype}, written as {kept}."
+    ]
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as archive:
+        assert archive["y"].dtype == kept
+        assert np.array_equal(archive["y"].astype(given.dtype), given)
+
+
 def test_dtypes_that_npy_lacks_become_float32(tmp_path: Path) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
     given = np.array([1.5, -2.25, 3e38], ml_dtypes.bfloat16)
