@@ -20,21 +20,20 @@ from bridge_conformance.subject import Subject, subject_of
 _FORMAT = "onnx"
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for each node case, where models can be built but not run."""
-    claims = subject_of(metafunc.config, metafunc.cls).claims
-    names: Sequence[str] = ("any",)
-    if _FORMAT in claims.formats and not claims.predicts and _has_onnx():
-        names = onnx_cases.names("node")
-    metafunc.parametrize(("format", "name"), [(_FORMAT, name) for name in names], ids=names)
-
-
 @full
 @pytest.mark.builds
 @refuses("predicts")
 @requires("format")
 class TestBuilding:
     """What the runtime's builder makes of ONNX's node cases alone, it makes through the bridge."""
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """One test for each node case, where models can be built but not run."""
+        claims = subject_of(metafunc.config, metafunc.cls).claims
+        names: Sequence[str] = ("any",)
+        if _FORMAT in claims.formats and not claims.predicts and _has_onnx():
+            names = onnx_cases.names("node")
+        metafunc.parametrize(("format", "name"), [(_FORMAT, name) for name in names], ids=names)
 
     def test_case(
         self,
