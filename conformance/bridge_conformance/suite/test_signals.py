@@ -125,13 +125,19 @@ def _call_until_closed(subject: Subject, predictor: bridge.Predictor, call: Call
         assert_same(subject, answer, call.answer)
 
 
-def _dispositions() -> dict[str, str]:
+def _dispositions() -> dict[str, int]:
     """What the system does with each signal; Python's own table may not know it."""
     status = Path("/proc/self/status")
     if not status.exists():
         return {}
     lines = (line.split() for line in status.read_text("ascii").splitlines())
-    return {line[0]: line[1] for line in lines if line[0] in ("SigBlk:", "SigIgn:", "SigCgt:")}
+    # From 32 up are those that the C library keeps for itself; the first thread sets them.
+    ours = (1 << 31) - 1
+    return {
+        line[0]: int(line[1], 16) & ours
+        for line in lines
+        if line[0] in ("SigBlk:", "SigIgn:", "SigCgt:")
+    }
 
 
 def watch_handlers(subject: Subject) -> dict[str, Any]:
