@@ -1,4 +1,4 @@
-"""Backends with one defect each, and a plugin that registers them beside the sound one.
+"""Backends with one defect each, and a plugin that registers them beside the sound ones.
 
 What cannot be seen from outside has no backend here. ``deterministic=False`` and
 ``thread_safety=EXCLUSIVE`` of a backend that could promise more only let the bridge do more
@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sound import NetworkFile, SketchFile, SoundBackend, SoundPredictor, run
+from sound import ModestBackend, NetworkFile, SketchFile, SoundBackend, SoundPredictor, run
 
 import bridge
 from bridge.binding import Bound
@@ -372,6 +372,7 @@ class UnderClaimsPredicts(SoundBackend):
 @bridge.hookimpl
 def register_backends(register: Callable[[bridge.Backend], None]) -> None:
     register(SoundBackend())
+    register(ModestBackend())
     for backend in DEFECTS.values():
         register(backend)
 

@@ -1,11 +1,13 @@
 """A small backend that keeps every promise, to be broken in one place at a time.
 
 It runs the networks of the suite with numpy, from files of two formats of its own, of
-which it claims one. Reached through ``BRIDGE_CONFORMANCE_PLUGINS``; see ``broken.py``.
+which it claims one. A second one promises less, and keeps that too. Both are reached
+through ``BRIDGE_CONFORMANCE_PLUGINS``; see ``broken.py``.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -213,3 +215,33 @@ class SoundBackend(bridge.Backend):
             device=Device("cpu"), provider="numpy", versions={"numpy": np.__version__}
         )
         return self.predictor_type(network, network.signature, info)
+
+
+class ModestPredictor(SoundPredictor):
+    """Wants copies, and binds by the bridge's means."""
+
+    layout = Layout.WRITABLE
+
+    def _predict(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Arrays:
+        return run(self.network, {name: array.copy() for name, array in inputs.items()})
+
+    def _bind(self, inputs: Arrays) -> Bound:
+        return Bound(self, inputs)
+
+
+class ModestBackend(SoundBackend):
+    """Says no wherever a backend may say no and still take the networks of the suite."""
+
+    name = "modest"
+    predictor_type = ModestPredictor
+
+    def capabilities(self, device: Device) -> Capabilities:
+        return dataclasses.replace(
+            super().capabilities(device),
+            dtypes=frozenset({DType.FLOAT32, DType.FLOAT64, DType.INT64, DType.BOOL}),
+            zero_rows=False,
+            bind=False,
+            dlpack=False,
+            deterministic=False,
+            thread_safety=ThreadSafety.EXCLUSIVE,
+        )
