@@ -69,16 +69,23 @@ class Ledger:
         self._texts: dict[str, str] = {}
         self._measured: dict[str, dict[str, Any]] = {}
         self._unclaimed: Counter[str] = Counter()
+        self._unasked: Counter[str] = Counter()
 
     def expect(self, test: str, area: tuple[str, str]) -> None:
         """A test that is going to be run."""
         self._titles[area[0]] = area[1]
         self._areas[test] = area[0]
 
-    def leave_out(self, area: tuple[str, str]) -> None:
-        """A test of what the backend does not claim."""
+    def leave_out(self, area: tuple[str, str], *, is_claim_missing: bool) -> None:
+        """A test that is not for this backend.
+
+        Args:
+            area: Its area.
+            is_claim_missing: Because of something that the backend does not claim; else it
+                is the test for the lack of what the backend does claim.
+        """
         self._titles[area[0]] = area[1]
-        self._unclaimed[area[0]] += 1
+        (self._unclaimed if is_claim_missing else self._unasked)[area[0]] += 1
 
     def note(self, test: str, report: pytest.TestReport) -> None:
         """One of a test's three reports."""
@@ -166,7 +173,9 @@ class Ledger:
             failed=found["failed"],
             known=found["known"],
             not_verified=found["not_verified"] + sum(one.area == name for one in unrun),
-            refused=self._unclaimed[name],
+            # An area of which nothing is asked has to be told from one that was not tried.
+            refused=self._unclaimed[name]
+            or (0 if name in self._areas.values() else self._unasked[name]),
         )
 
     def _counts(self) -> dict[str, dict[str, int]]:

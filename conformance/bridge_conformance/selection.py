@@ -87,8 +87,8 @@ def choose(
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         marks = list(item.iter_markers())
         if not applies(subject.claims, marks, parameters):
-            if lacks(subject.claims, marks, parameters):
-                ledger.leave_out(area_of(cls))
+            is_claim_missing = lacks(subject.claims, marks, parameters)
+            ledger.leave_out(area_of(cls), is_claim_missing=is_claim_missing)
             left_out.append(item)
         elif is_quick and item.get_closest_marker("full") is not None:
             left_out.append(item)
