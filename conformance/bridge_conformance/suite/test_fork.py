@@ -19,7 +19,7 @@ import bridge
 from bridge import errors
 from bridge.check import Arrays
 from bridge_conformance.calls import Call, assert_same, call_of, long_call
-from bridge_conformance.claims import full, requires
+from bridge_conformance.claims import full, not_verified, requires
 from bridge_conformance.comparison import assert_outputs
 from bridge_conformance.process import run_fresh
 from bridge_conformance.subject import Subject
@@ -38,6 +38,7 @@ class Child:
     """
 
     def __init__(self, function: Callable[[], None]) -> None:
+        _require_fork()
         self._end, end_of_child = os.pipe()
         self._id = os.fork()
         if self._id == 0:
@@ -61,6 +62,11 @@ class Child:
         code = os.waitstatus_to_exitcode(status)
         assert code == 0, f"the forked child crashed with status {code}"
         assert outcome == "done", f"in the forked child: {outcome}"
+
+
+def _require_fork() -> None:
+    if not hasattr(os, "fork"):
+        not_verified("this system has no fork.")
 
 
 def _outcome(function: Callable[[], None]) -> str:
@@ -121,7 +127,6 @@ def _calling(subject: Subject, predictor: bridge.Predictor, call: Call) -> Itera
 
 # Python 3.12 warns of what these tests do on purpose.
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="not verified: this system has no fork")
 class TestFork:
     """A predictor belongs to the process that loaded it, and its forked children are told."""
 
@@ -220,6 +225,7 @@ class TestFork:
                 ).join()
         assert_same(subject, predictor.predict(call.inputs), call.answer)
 
+    @full
     def test_loading_anew_in_a_fresh_process(self, subject: Subject, load: _Load) -> None:
         """A process that is started anew, and not forked, loads and predicts as ever."""
         load("fixed").predict(subject.network("fixed").inputs_for())
@@ -229,5 +235,6 @@ class TestFork:
     @full
     def test_fork_before_the_first_load(self, subject: Subject) -> None:
         """A child that is forked before anything was loaded loads and predicts as ever."""
+        _require_fork()
         ended = run_fresh(subject, load_in_a_child)
         assert ended.status == 0, ended.printed
