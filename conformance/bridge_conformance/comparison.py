@@ -45,9 +45,20 @@ def assert_close(
 
 
 def assert_equal(got: _Array, wanted: _Array, name: str = "the output") -> None:
-    """One array is another to the last bit; a NaN equals a NaN."""
+    """One array is another to the last bit, the sign of a zero included; a NaN equals a NaN."""
     __tracebackhide__ = True
     assert_close(got, wanted, name, Tolerance(0.0, 0.0))
+    if wanted.dtype.kind == "c":  # each part for itself, for both count
+        assert_equal(got.real, wanted.real, f"{name}.real")
+        assert_equal(got.imag, wanted.imag, f"{name}.imag")
+    elif wanted.dtype != object and DType.of(wanted.dtype).is_float:
+        # By way of float64: numpy's signbit does not take all types that numpy has not.
+        left, right = got.astype(np.float64), wanted.astype(np.float64)
+        odd = np.argwhere((np.signbit(left) != np.signbit(right)) & ~np.isnan(right))
+        place = tuple(int(index) for index in odd[0]) if len(odd) else ()
+        assert not len(odd), (
+            f"'{name}': differs in sign at {place}: {got[place]}, not {wanted[place]}"
+        )
 
 
 def difference(got: Any, wanted: _Array, tolerance: Tolerance | None = None) -> str | None:

@@ -59,8 +59,9 @@ class TestSignature:
         """Dtypes and shapes of results are those that the signature promises."""
         network = subject.network("mixed")
         predictor = load("mixed")
-        for name, array in predictor.predict(network.inputs_for(rows=4)).items():
-            spec = predictor.signature.output(name)
+        outputs = predictor.predict(network.inputs_for(rows=4))
+        for name in network.signature.output_names:
+            array, spec = outputs[name], predictor.signature.output(name)
             assert DType.of(array.dtype) is spec.dtype
             for size, dim in zip(array.shape, spec.shape, strict=True):
                 assert not isinstance(dim, int) or size == dim
