@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bridge import Bound
 from bridge.check import Arrays
@@ -78,27 +78,39 @@ class RequestBound(Bound):
 
     def _fix_outputs(self) -> None:
         """Sets arrays as outputs and runs once more, to see whether the results come there."""
-        arrays: Arrays = {}
-        for index, (name, raw) in enumerate(zip(self._names, self._raw, strict=True)):
-            found = self.outputs[name]
-            size_bytes = math.prod(found.shape) * found.itemsize
-            arrays[name] = np.ndarray(found.shape, found.dtype, blank_bytes(size_bytes))
-            self._request.native.set_output_tensor(index, shared_tensor(arrays[name], raw))
-        self._shapes = [array.shape for array in arrays.values()]
+        self._may_fix = False  # tried once, however it ends
+        arrays: Arrays = {name: _inverted(self.outputs[name]) for name in self._names}
+        # OpenVINO keeps bare addresses, whatever becomes of the dict and of the run below.
+        self._held = arrays
         try:
+            for index, (name, raw) in enumerate(zip(self._names, self._raw, strict=True)):
+                self._request.native.set_output_tensor(index, shared_tensor(arrays[name], raw))
             self._infer()
+            if any(held.tobytes() != self.outputs[name].tobytes() for name, held in arrays.items()):
+                self._release_outputs()  # random values, or memory that was not written to
+                return
+            self.outputs = dict(arrays)
+            self._shapes = [array.shape for array in arrays.values()]
         except RuntimeError:  # random shapes: the results of the run before are there already
             self._release_outputs()
-            return
-        if any(array.tobytes() != self.outputs[name].tobytes() for name, array in arrays.items()):
-            self._release_outputs()  # random values, or memory that was not written to
-            return
-        self._held = arrays  # OpenVINO keeps bare addresses, whatever becomes of the dict
-        self.outputs = dict(arrays)
+        except BaseException:  # Ctrl-C: the caller may well go on and call again
+            self._release_outputs()
+            raise
 
     def _release_outputs(self) -> None:
         """Lets OpenVINO allocate outputs again, for good."""
         for index, tensor in enumerate(self._own):
             self._request.native.set_output_tensor(index, tensor)
         self._shapes = None
-        self._may_fix = False
+        self._held = {}  # not before: until here, OpenVINO had their addresses
+
+
+def _inverted(found: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A new array that differs from this one in every bit.
+
+    Only a write can make the two equal; zeros would be equal to a result of zeros.
+    """
+    values = np.frombuffer(found.tobytes(), np.uint8)
+    memory = blank_bytes(values.size)
+    np.invert(values, out=memory)
+    return np.ndarray(found.shape, found.dtype, memory)

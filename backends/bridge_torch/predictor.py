@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import bridge
 from bridge.device import CPU
@@ -186,7 +186,7 @@ class TorchPredictor(bridge.Predictor):
             box = [result]
             del result
             results = self._outputs(box)
-        if _contents(program.buffers()) != before:
+        if _is_changed(before, program.buffers()):
             self.info = dataclasses.replace(self.info, stateful=True)
             self._exclusive = threading.Lock()
         self._find_readers()
@@ -207,20 +207,68 @@ def _gone(*_: Any) -> Any:
     raise PredictError("the predictor is closed.")
 
 
-def _contents(tensors: list[Any]) -> list[Any]:
-    """What changes when a module writes to its buffers.
+class _Content(NamedTuple):
+    """What changes when a module writes to a buffer.
 
     That is torch's count of writes; and, because batch normalization does not count, the
     values of vectors, which running statistics are.
+
+    Attributes:
+        identity: Tells a tensor that was put in the place of another.
+        writes: Torch's count of writes; inference tensors have none.
+        values: Bytes of a vector; ``None`` for other shapes, and where they cannot be had.
     """
+
+    identity: int
+    writes: int
+    values: Any
+
+
+def _contents(tensors: list[Any]) -> list[_Content]:
+    """What these buffers hold now, in copies that later writes leave alone."""
+    found = [_content(tensor) for tensor in tensors]
     return [
-        (
-            id(tensor),
-            0 if tensor.is_inference() else tensor._version,
-            tensor.tolist() if tensor.dim() == 1 else None,
-        )
-        for tensor in tensors
+        item if item.values is None else item._replace(values=item.values.clone()) for item in found
     ]
+
+
+def _is_changed(before: list[_Content], tensors: list[Any]) -> bool:
+    """Whether these buffers are others than before, or hold anything else."""
+    import torch
+
+    if len(before) != len(tensors):
+        return True
+    for old, tensor in zip(before, tensors, strict=True):
+        new = _content(tensor)
+        if new[:2] != old[:2] or (new.values is None) != (old.values is None):
+            return True
+        if old.values is not None and not torch.equal(old.values, new.values):
+            return True
+    return False
+
+
+def _content(tensor: Any) -> _Content:
+    """The content of one buffer; ``values`` may be the buffer's own memory."""
+    writes = 0 if tensor.is_inference() else tensor._version
+    return _Content(id(tensor), writes, _bytes(tensor) if tensor.dim() == 1 else None)
+
+
+def _bytes(tensor: Any) -> Any:
+    """A vector's bytes, as a tensor: unlike its values, they compare equal where NaN is.
+
+    Returns:
+        ``None`` for a tensor without memory of its own to look at, such as a sparse one,
+        and for a quantized one, of which torch cannot give the bytes (it crashes).
+    """
+    import torch
+
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        return None
+    try:
+        plain = tensor.detach().cpu().resolve_conj().resolve_neg()
+        return plain.contiguous().view(torch.uint8)
+    except RuntimeError:  # a subclass that is made of other tensors, or has no data
+        return None
 
 
 def _reader(

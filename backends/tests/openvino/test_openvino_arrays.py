@@ -424,6 +424,80 @@ def test_bound_outputs_of_random_values_are_copied() -> None:
     assert (array != before).any()
 
 
+def doubled() -> bridge.Bound:
+    data = model_bytes(
+        [node("Add", ["x", "x"], ["y"]), node("ReduceSum", ["x"], ["total"], keepdims=0)],
+        [value("x", FLOAT, ["N", 3])],
+        [value("y", FLOAT, ["N", 3]), value("total", FLOAT, [])],
+    )
+    return load(data).bind({"x": (2, 3)})
+
+
+def check_doubled(bound: bridge.Bound, number: float) -> None:
+    bound.inputs["x"][...] = number
+    bound.predict()
+    np.testing.assert_array_equal(bound.outputs["y"], np.full((2, 3), 2 * number))
+    assert bound.outputs["total"] == 6 * number
+
+
+@pytest.mark.parametrize("has_run", [False, True])
+def test_an_interrupt_while_bound_outputs_are_tried_leaves_the_next_calls_right(
+    has_run: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound: Any = doubled()
+    infer, calls, tried = bound._infer, 0, set()
+
+    def addresses() -> set[int]:
+        request = bound._request.native
+        return {request.get_output_tensor(index).data.ctypes.data for index in range(2)}
+
+    def interrupted() -> Any:
+        nonlocal calls
+        calls += 1
+        if calls != 2:
+            return infer()
+        tried.update(addresses())
+        assert tried == {array.ctypes.data for array in bound._held.values()}
+        if has_run:
+            infer()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bound, "_infer", interrupted)
+    bound.inputs["x"][...] = 1
+    with pytest.raises(KeyboardInterrupt):
+        bound.predict()
+    assert len(tried) == 2
+    assert not tried & addresses()  # which may be gone by now
+    for number in (2, 3, 4):
+        check_doubled(bound, number)
+
+
+def test_bound_outputs_that_openvino_does_not_take_are_copied_even_if_zero(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Deaf:
+        def set_output_tensor(self, index: int, tensor: Any) -> None:
+            pass
+
+    bound: Any = doubled()
+    monkeypatch.setattr(bound._request, "native", Deaf())
+    for number in (0, 1, 2):
+        check_doubled(bound, number)
+
+
+def test_bound_outputs_of_zeros_and_of_nothing_stay_in_place() -> None:
+    data = unary("Neg", FLOAT)
+    for rows in (0, 2):
+        bound = load(data).bind({"x": (rows, 3)})
+        bound.predict()
+        array = bound.outputs["y"]
+        assert array.shape == (rows, 3)
+        bound.inputs["x"][...] = 1
+        bound.outputs.clear()  # nothing of ours can copy into it now
+        bound.predict()
+        np.testing.assert_array_equal(array, np.full((rows, 3), -1))
+
+
 @pytest.mark.parametrize("is_bound", [False, True])
 def test_settled_calls_make_no_large_array(is_bound: bool) -> None:
     x = np.ones((64, 4096), np.float32)

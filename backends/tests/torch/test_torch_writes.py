@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,54 @@ def test_running_statistics_that_are_only_read_are_none(form: str, tmp_path: Pat
     net = torch.nn.BatchNorm1d(3)
     with load(net, form, tmp_path, torch.from_numpy(X.copy())) as predictor:
         predictor.predict({"input": X})
+        assert not predictor.info.stateful
+
+
+class Holding(torch.nn.Module):
+    def __init__(self, held: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("held", held)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+
+def test_a_large_buffer_with_nan_is_no_state_and_is_no_list() -> None:
+    held = torch.full((1 << 20,), float("nan"))
+    with bridge.load(Holding(held).eval()) as predictor:
+        tracemalloc.start()
+        try:
+            predictor.predict({"x": X})
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert not predictor.info.stateful
+    assert peak < held.numel()  # a list takes 8 bytes an element, and 24 more for its float
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions")
+@pytest.mark.parametrize(
+    "make",
+    {
+        "0-d": lambda: torch.tensor(float("nan")),
+        "empty": lambda: torch.zeros(0),
+        "bool": lambda: torch.tensor([True, False]),
+        "complex64": lambda: torch.tensor([1 + 2j, float("nan")]),
+        "complex32": lambda: torch.zeros(3, dtype=torch.complex32),
+        "conjugate": lambda: torch.tensor([1 + 2j, 3]).conj(),
+        "negative": lambda: torch._neg_view(torch.ones(3)),
+        "float8": lambda: torch.ones(3).to(torch.float8_e4m3fn),
+        "strided": lambda: torch.arange(6.0)[::2],
+        "expanded": lambda: torch.ones(1).expand(3),
+        "sparse": lambda: torch.ones(3).to_sparse(),
+        "quantized": lambda: torch.quantize_per_tensor(torch.ones(3), 1.0, 0, torch.quint8),
+    }.items(),
+    ids=lambda pair: pair[0],
+)
+def test_a_buffer_of_any_kind_that_is_only_read_is_no_state(make: tuple[str, Any]) -> None:
+    with bridge.load(Holding(make[1]()).eval()) as predictor:
+        np.testing.assert_array_equal(predictor.predict({"x": X})["output_0"], X + 1)
         assert not predictor.info.stateful
 
 
