@@ -16,6 +16,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ __all__ = [
     "NotExpressible",
     "NotWritable",
     "Writer",
+    "WriterFailed",
     "Written",
     "load_test_plugins",
     "main",
@@ -52,7 +54,11 @@ class NotExpressible(Exception):
 
 
 class NotWritable(Exception):
-    """There are no models of a format; the text says why."""
+    """Nothing here writes a format: there is no writer, or its library is not installed."""
+
+
+class WriterFailed(Exception):
+    """The writer of a format crashed, hung or is wrong; the text tells what it printed."""
 
 
 @dataclass(frozen=True)
@@ -159,18 +165,21 @@ def written(format: str) -> Written:
     """The models of a format, written now unless the cache has them.
 
     Raises:
-        NotWritable: Nobody writes the format, the library for it is not installed, or
-            writing failed; it is not tried again by this process.
+        NotWritable: Nobody writes the format, or the library for it is not installed.
+        WriterFailed: There are no models though there should be; it is not tried again by
+            this process.
     """
     found = _written(format, default_cache())
     if isinstance(found, str):
         raise NotWritable(found)
+    if isinstance(found, WriterFailed):
+        raise WriterFailed(str(found))  # anew, for a traceback of its own
     return found
 
 
 @functools.cache
-def _written(format: str, cache: Cache) -> Written | str:
-    """The models, or why there are none."""
+def _written(format: str, cache: Cache) -> Written | WriterFailed | str:
+    """The models, or how writing them failed, or why nobody can write them."""
     writer = writers().get(format)
     if writer is None:
         return f"no plugin writes models of format '{format}' for the suite."
@@ -192,8 +201,8 @@ def _written(format: str, cache: Cache) -> Written | str:
             lambda empty: _write_all(format, empty),
             executable=True,
         )
-    except NotWritable as error:
-        return str(error)
+    except WriterFailed as error:
+        return error
     index = json.loads((folder / _INDEX).read_text("utf-8"))
     models = {name: folder / path for name, path in index["models"].items()}
     return Written(folder, models, index["refusals"])
@@ -217,7 +226,7 @@ def _write_all(format: str, folder: Path) -> None:
     """Runs the process that writes; ends it and all that it started when it is done.
 
     Raises:
-        NotWritable: It failed, or took longer than ``_DEADLINE_S``.
+        WriterFailed: It failed, or took longer than ``_DEADLINE_S``.
     """
     command = [sys.executable, "-P", "-m", "bridge_conformance.writing", format, str(folder)]
     with tempfile.TemporaryFile() as output:  # a pipe would be held open by compilers' workers
@@ -241,7 +250,7 @@ def _write_all(format: str, folder: Path) -> None:
             output.seek(0)
             lines = output.read().decode("utf-8", "replace").splitlines()
             tail = "\n".join(lines[-_TAIL_LINES:]) or "It printed nothing."
-            raise NotWritable(f"the process that writes {format} models {problem}:\n{tail}")
+            raise WriterFailed(f"the process that writes {format} models {problem}:\n{tail}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -282,7 +291,7 @@ def _write_one(writer: Writer, network: Network, folder: Path) -> Path:
     try:
         path = writer.write(network, own)
     except NotExpressible:
-        own.rmdir()
+        shutil.rmtree(own)  # with what was written until it turned out
         raise
     if not path.is_relative_to(own) or not path.exists():
         raise ValueError(
