@@ -25,10 +25,10 @@ demo: $(VENV)/.demo $(VENV)/.models
 
 test: $(VENV)/.dev $(VENV)/.models
 	$(BIN)/python -m pytest
-	$(BIN)/bridge conform --all --quick --jobs 2
+	$(BIN)/bridge conform --all --quick --jobs 2 --strict
 
 conform: $(VENV)/.dev conformance-data
-	$(BIN)/bridge conform --all --jobs 2 --out docs/certificates --report docs/matrix.html
+	$(BIN)/bridge conform --all --jobs 2 --strict --out docs/certificates --report docs/matrix.html
 	$(BIN)/python docs/readme.py
 
 conformance-data: $(VENV)/.dev

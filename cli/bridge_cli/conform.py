@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from bridge_cli import exit_codes
 from bridge_cli.arguments import AsJson
 
 if TYPE_CHECKING:
+    from bridge.errors import BridgeError, OptionError
     from bridge_conformance.certificate import Certificate
 
 __all__ = ["conform"]
@@ -34,13 +36,17 @@ Examples:
   bridge conform --all --report matrix.html
 
 \b
-Exit status: 0 if nothing failed, also where some or all could not be verified; 1 if a test
-failed; 4 if there is no such backend or it is not installed; 8 if nothing could be tried;
-others as in 'bridge --help'.
+Exit status: 0 if nothing failed, also where some could not be verified; 1 if a test failed,
+and with --strict also where a backend is not certified; 4 if there is no such backend or it is
+not installed; 7 if a run did not end in order; 8 if nothing could be tried; others as in
+'bridge --help'.
 """
 
+_ORDERLY = (0, 1, 5)  # of pytest: all passed, some failed, none collected
 _NEEDED = ("pytest", "hypothesis")
 _POLL_S = 0.1
+_HEARD_S = 2.0
+_FAREWELL_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,12 @@ def conform(
         Path | None,
         typer.Option("--out", "-o", metavar="FOLDER", help="Keep the certificates here."),
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict", help="Fail unless every backend that can run models here is certified."
+        ),
+    ] = False,
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the matrix as one HTML page.")
     ] = None,
@@ -88,9 +100,11 @@ def conform(
     as_json: AsJson = False,
 ) -> None:
     """Test backends with the conformance suite and certify what they prove."""
-    from bridge_cli.render import print_json
+    from bridge_cli.render import print_error, print_json
 
     _require_suite()
+    if report is not None and not report.absolute().parent.is_dir():
+        raise _no_folder(report)
     cells = _cells(names or [], device, everything=everything)
     words = [f"--bridge-timeout={timeout:g}"]
     words += ["--bridge-quick"] if quick else []
@@ -100,7 +114,7 @@ def conform(
         _make(folder)
         runs = [_Run(cell, folder, Path(scratch), words) for cell in cells]
         _work(runs, jobs)
-        certificates = [run.certificate() for run in runs]
+        certificates, errors = _collect(runs)
         if report is not None:
             from bridge_conformance.matrix import page
 
@@ -109,7 +123,12 @@ def conform(
         print_json({"certificates": [one.to_dict() for one in certificates]})
     else:
         _show(certificates, out, report)
-    if any(one.total("failed") for one in certificates):
+    for error in errors:
+        print_error(error)
+    if errors:
+        raise typer.Exit(exit_codes.WORK)
+    lacking = [one for one in certificates if one.predicts and one.verdict != "certified"]
+    if (strict and lacking) or any(one.verdict == "failed" for one in certificates):
         raise typer.Exit(exit_codes.FINDING)
     if not any(one.total("passed") for one in certificates):
         raise typer.Exit(exit_codes.NOTHING_RAN)
@@ -159,30 +178,35 @@ class _Run:
         return "collecting"
 
     def interrupt(self) -> None:
-        """Waits for what Ctrl-C, which has reached the run as well, leaves of it."""
-        if self._process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=30)
-            self._process.kill()
-            self._process.wait()
+        """Lets the run, which Ctrl-C has mostly reached as well, write down what there is."""
+        if self._process is None:
+            return
+        try:
+            self._process.wait(timeout=_HEARD_S)
+        except subprocess.TimeoutExpired:
+            self._process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=_FAREWELL_S)
+        self._process.kill()
+        self._process.wait()
 
     def certificate(self) -> Certificate:
         """What the run has proved.
 
         Raises:
-            PredictError: It ended without a certificate; its last output is told.
+            PredictError: It did not end in order; its last output is told.
         """
         from bridge.errors import PredictError
         from bridge_conformance.certificate import Certificate
 
-        if self._path.is_file():
+        if self._path.is_file() and self._process is not None and self._process.wait() in _ORDERLY:
             return Certificate.read(self._path)
         status = "was not started" if self._process is None else f"status {self._process.wait()}"
         text = self._output.read_text(encoding="utf-8", errors="replace")
         lines = [line for line in text.splitlines() if line.strip()]
         told = f": {lines[-1].strip()}" if lines else ""
         raise PredictError(
-            f"the suite ended without a certificate for {self.cell} ({status}){told}.",
+            f"the suite did not end in order for {self.cell} ({status}){told}.",
             fix="Run it by hand: python -m pytest --pyargs bridge_conformance "
             f"--bridge-backend={self.cell.backend}.",
             backend=self.cell.backend,
@@ -255,10 +279,22 @@ def _work(runs: Sequence[_Run], jobs: int) -> None:
                     run.start()
                 tell("; ".join(f"{run.cell}: {run.state()}" for run in running))
                 time.sleep(_POLL_S)
-    except KeyboardInterrupt:
+    finally:  # after Ctrl-C, or where one could not be started
         for run in runs:
             run.interrupt()
-        raise
+
+
+def _collect(runs: Sequence[_Run]) -> tuple[list[Certificate], list[BridgeError]]:
+    """The certificates, and the errors of runs that have none: one must not cost the others."""
+    from bridge.errors import BridgeError
+
+    certificates, errors = [], []
+    for run in runs:
+        try:
+            certificates.append(run.certificate())
+        except BridgeError as error:  # told at the end
+            errors.append(error)
+    return certificates, errors
 
 
 def _make(folder: Path) -> None:
@@ -270,6 +306,14 @@ def _make(folder: Path) -> None:
         raise OptionError(
             f"the folder '{folder}' cannot be made: {error.strerror}.", fix="Choose another one."
         ) from error
+
+
+def _no_folder(path: Path) -> OptionError:
+    from bridge.errors import OptionError
+
+    return OptionError(
+        f"there is no folder '{path.parent}' for the report.", fix="Make it, or choose another."
+    )
 
 
 def _write(path: Path, text: str) -> None:
@@ -287,7 +331,7 @@ def _show(certificates: Sequence[Certificate], out: Path | None, report: Path | 
     from bridge_cli.render import facts, print_line, print_table
 
     for one in certificates:
-        columns = ("area", "passed", "failed", "known", "not verified", "not claimed")
+        columns = ("area", "passed", "failed", "refused", "known", "not verified", "not claimed")
         print_table(
             columns,
             [
@@ -295,7 +339,8 @@ def _show(certificates: Sequence[Certificate], out: Path | None, report: Path | 
                     item or "-"
                     for item in (
                         area.name.replace("_", " "),
-                        *(area.passed, area.failed, area.known, area.not_verified, area.refused),
+                        *(area.passed, area.failed, area.refused, area.known),
+                        *(area.not_verified, area.not_claimed),
                     )
                 )
                 for area in one.areas

@@ -32,7 +32,7 @@ def test_what_is_proved_is_shown_and_kept(process: Any, tmp_path: Path) -> None:
     assert "1 passed" in found.out
     kept = json.loads((tmp_path / "kept" / "reference-cpu.json").read_text(encoding="utf-8"))
     jsonschema.Draft202012Validator(SCHEMA).validate(kept)
-    assert kept["mode"] == "quick"
+    assert (kept["mode"], kept["verdict"]) == ("selected", "not verified")
     assert "reference" in (tmp_path / "matrix.html").read_text(encoding="utf-8")
 
 
@@ -55,6 +55,21 @@ def test_all_takes_what_is_installed(process: Any) -> None:
     tested = certificates(found)
     assert "exact" in tested
     assert "absent" not in tested
+
+
+def test_strict_wants_certificates(process: Any) -> None:
+    words = ("conform", "exact", "-k", "test_are_documented")
+    assert process(*words).code == exit_codes.OK
+    assert process(*words, "--strict").code == exit_codes.FINDING
+
+
+def test_a_backend_that_cannot_be_tested_costs_no_other_its_report(
+    process: Any, tmp_path: Path
+) -> None:
+    words = ("conform", "exact", "slow", "-k", "test_are_documented", "--device", "cuda")
+    found = process(*words, "--report", tmp_path / "matrix.html")
+    assert found.code in (exit_codes.OK, exit_codes.WORK), found.err
+    assert (tmp_path / "matrix.html").is_file()
 
 
 def test_nothing_could_be_tried(process: Any) -> None:
@@ -81,6 +96,9 @@ def test_wrong_words(process: Any, tmp_path: Path) -> None:
     found = process("conform", "exact", "--out", tmp_path / "file")
     assert found.code == exit_codes.USAGE
     assert "cannot be made" in found.err
+    found = process("conform", "exact", "--report", tmp_path / "nowhere" / "matrix.html")
+    assert found.code == exit_codes.USAGE
+    assert "there is no folder" in found.err
 
 
 def test_a_selection_that_matches_nothing(process: Any) -> None:

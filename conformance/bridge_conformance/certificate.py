@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 SCHEMA = "bridge-certificate/1"
-MODES = ("quick", "full")
+MODES = ("quick", "full", "selected")
 _ONNX_COUNTS = ("cases", "native", "bridge", "beyond_native", "refused", "lost")
 
 Record = TypeVar("Record")
@@ -54,7 +54,8 @@ class Area:
         failed: Tests that failed.
         known: Tests that failed as the backend's list says.
         not_verified: Tests that could not be run here.
-        refused: Tests of what the backend does not claim; they do not apply to it.
+        refused: Tests that allow a refusal and got one: right, but no answers.
+        not_claimed: Tests of what the backend does not claim; they do not apply to it.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Area:
     known: int = 0
     not_verified: int = 0
     refused: int = 0
+    not_claimed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +128,7 @@ class Certificate:
         distribution: The distribution that registers it.
         runtime_version: Version of the runtime; ``None`` if it is not installed.
         device: Such as ``cpu`` or ``cuda:0``.
-        mode: ``quick`` or ``full``.
+        mode: ``quick``, ``full``, or ``selected`` if somebody chose among the tests.
         date: When the run ended, ISO 8601, in UTC.
         hardware: Facts about the machine.
         python: Version of Python.
@@ -139,6 +141,8 @@ class Certificate:
         counts: Counts over foreign sets of tests, such as ``onnx``.
         measured: Numbers that tests measured, by test id.
         duration_s: How long the run took, in seconds.
+        unrun: Tests that were still to be run when the run was ended; they are among those
+            not verified.
     """
 
     suite_version: str
@@ -160,6 +164,7 @@ class Certificate:
     counts: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     measured: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     duration_s: float = 0.0
+    unrun: int = 0
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -204,12 +209,15 @@ class Certificate:
     def verdict(self) -> str:
         """``certified``, ``failed`` or ``not verified``.
 
-        A run that could not try most of what it had to try verifies nothing: where a
+        A case that the runtime passes and the bridge loses is a failure, listed or not. A
+        run of some tests only, or of most that it had to try, verifies nothing: where a
         device is missing, the few tests that need none would pass for a certificate.
         """
-        if self.failures:
+        if self.failures or any(counts.get("lost") for counts in self.counts.values()):
             return "failed"
-        if not self.predicts or self.total("passed") <= self.total("not_verified"):
+        if self.mode == "selected" or self.unrun or not self.predicts:
+            return "not verified"
+        if self.total("passed") <= self.total("not_verified"):
             return "not verified"
         return "certified"
 
@@ -228,6 +236,10 @@ class Certificate:
             why = ""
         elif not self.predicts:
             why = " (build only, running models could not be tried)"
+        elif self.unrun:
+            why = f" (the run ended before {self.unrun} of its tests)"
+        elif self.mode == "selected" and self.total("passed"):
+            why = " (selected tests only)"
         elif self.total("passed"):
             why = " (most of the suite could not be run)"
         else:
@@ -241,6 +253,7 @@ class Certificate:
         parts = [
             (self.total("failed"), "failed"),
             (self.total("passed"), "passed"),
+            (self.total("refused"), "refused as allowed"),
             (known, "known failure" if known == 1 else "known failures"),
             (self.total("not_verified"), "not verified"),
         ]

@@ -24,9 +24,16 @@ __all__ = [
     "words",
 ]
 
-SIGNS = {"passed": "✓", "failed": "✕", "known": "△", "not verified": "○", "not claimed": "—"}
+SIGNS = {
+    "passed": "✓",
+    "failed": "✕",
+    "refused": "⊘",
+    "known": "△",
+    "not verified": "○",
+    "not claimed": "—",
+}
 VERDICT_SIGNS = {"certified": "✓", "failed": "✕", "not verified": "○"}
-_ORDER = ("failed", "passed", "known", "not verified")
+_ORDER = ("failed", "passed", "refused", "known", "not verified")
 _HARDWARE_WORDS = {"usable_cpus": "{} CPUs usable", "memory_gib": "{} GiB of memory"}
 _MANY = 6  # longer lists are folded
 Test = TypeVar("Test", KnownFailure, NotVerified)
@@ -114,7 +121,12 @@ def _area_details(run: Run, area: Area) -> ET.Element:
     if area.passed:
         parts.append(tag("p", f"{SIGNS['passed']} {area.passed} passed.", class_="passed"))
     if area.refused:
-        text = f"{SIGNS['not claimed']} {area.refused} not asked: what they test is not claimed."
+        text = f"{SIGNS['refused']} {area.refused} refused by a typed error, as these tests allow."
+        parts.append(tag("p", text, class_="refused"))
+    if area.not_claimed:
+        text = (
+            f"{SIGNS['not claimed']} {area.not_claimed} not asked: what they test is not claimed."
+        )
         parts.append(tag("p", text, class_="not-claimed"))
     outcomes = (
         tag("span", f"{SIGNS[state]} {count} {state}", class_=slug(state))
@@ -162,10 +174,10 @@ def _groups(
 
 def states(area: Area) -> dict[str, int]:
     """Counts that are not zero, by state; an area without any test is not verified."""
-    counts = (area.failed, area.passed, area.known, area.not_verified)
+    counts = (area.failed, area.passed, area.refused, area.known, area.not_verified)
     found = {state: count for state, count in zip(_ORDER, counts, strict=True) if count}
-    if not found and area.refused:
-        return {"not claimed": area.refused}
+    if not found and area.not_claimed:
+        return {"not claimed": area.not_claimed}
     return found or {"not verified": 0}
 
 

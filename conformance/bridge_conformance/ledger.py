@@ -57,11 +57,14 @@ class Ledger:
     Args:
         subject: What is under test.
         mode: ``quick`` or ``full``.
+
+    Attributes:
+        mode: As given; ``selected`` once it shows that not all of the tests are run.
     """
 
     def __init__(self, subject: Subject, mode: str) -> None:
         self.subject = subject
-        self._mode = mode
+        self.mode = mode
         self._started = time.monotonic()
         self._titles: dict[str, str] = {}
         self._areas: dict[str, str] = {}  # test id -> area
@@ -98,8 +101,14 @@ class Ledger:
             is_known = hasattr(report, "wasxfail")
             self._outcomes[test] = "known" if is_known else "not_verified"
             self._texts[test] = _reason(report)
+            if is_known and test not in self.subject.known_failures:
+                self._outcomes[test] = "failed"
+                self._texts[test] = (
+                    f"it was marked as failing, but is not listed: {_reason(report)}"
+                )
         elif report.when == "call":
-            self._outcomes[test] = "passed"
+            is_refused = any(name == _REFUSED for name, _ in report.user_properties)
+            self._outcomes[test] = "refused" if is_refused else "passed"
         if report.user_properties:
             self._measured[test] = {str(name): value for name, value in report.user_properties}
 
@@ -129,7 +138,7 @@ class Ledger:
             distribution=registry().backends.source(backend.name),
             runtime_version=backend.probe().version,
             device=str(self.subject.device),
-            mode=self._mode,
+            mode=self.mode,
             date=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             hardware=_hardware(),
             python=platform.python_version(),
@@ -160,6 +169,7 @@ class Ledger:
             counts=self._counts(),
             measured=self._numbers(),
             duration_s=round(time.monotonic() - self._started, 1),
+            unrun=len(unrun),
         )
 
     def _area(self, name: str, unrun: Iterable[NotVerified]) -> Area:
@@ -173,8 +183,9 @@ class Ledger:
             failed=found["failed"],
             known=found["known"],
             not_verified=found["not_verified"] + sum(one.area == name for one in unrun),
+            refused=found["refused"],
             # An area of which nothing is asked has to be told from one that was not tried.
-            refused=self._unclaimed[name]
+            not_claimed=self._unclaimed[name]
             or (0 if name in self._areas.values() else self._unasked[name]),
         )
 
@@ -186,8 +197,8 @@ class Ledger:
                 continue
             one = counts.setdefault(self._areas[test], Counter())
             native = values[_NATIVE] == "passed"
-            refused = _REFUSED in values
-            ours = self._outcomes[test] == "passed" and not refused
+            ours = self._outcomes[test] == "passed"
+            refused = self._outcomes[test] == "refused"
             one["cases"] += 1
             one["native"] += native
             one["bridge"] += ours
@@ -198,9 +209,10 @@ class Ledger:
         return {area: {name: one[name] for name in names} for area, one in counts.items()}
 
     def _numbers(self) -> Mapping[str, Mapping[str, Any]]:
-        """What was measured, without what ``counts`` sums up."""
+        """What was measured, without what other parts of the certificate tell."""
+        told = (_NATIVE, _REFUSED)
         kept = {
-            test: {name: value for name, value in values.items() if name != _NATIVE}
+            test: {name: value for name, value in values.items() if name not in told}
             for test, values in self._measured.items()
         }
         return {test: values for test, values in kept.items() if values}

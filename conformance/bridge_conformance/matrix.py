@@ -38,6 +38,7 @@ __all__ = ["Row", "page", "rows"]
 _LEGEND = {
     "passed": "passed",
     "failed": "failed: a defect of the backend or of the bridge",
+    "refused": "refused by a typed error, as the test allows",
     "known": "known failure, listed by the backend with its reason",
     "not verified": "not verified: could not be run here, so it says nothing",
     "not claimed": "not claimed by the backend, so not asked of it",

@@ -65,6 +65,13 @@ def pytest_configure(config: pytest.Config) -> None:
         "builds: about building, so runs on machines that cannot run the result",
     ):
         config.addinivalue_line("markers", line)
+    path: Path | None = config.getoption("bridge_certificate")
+    if path is not None and not path.parent.is_dir():
+        raise pytest.UsageError(
+            f"--bridge-certificate={path}: there is no folder '{path.parent}'; wanted one."
+        )
+    if path is not None and config.getoption("numprocesses", None):
+        raise pytest.UsageError("--bridge-certificate needs a run without pytest-xdist's -n.")
     journal = config.getoption("bridge_journal")
     if journal is not None:
         from bridge_conformance.supervision import Journal
@@ -72,8 +79,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Journal(journal, config), "bridge-journal")
 
 
-def pytest_collection() -> None:
-    """Loads plugins that are tried uninstalled, before the suite looks for them."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart() -> None:
+    """Loads plugins that are tried uninstalled, before anything looks for them."""
     import os
 
     if os.environ.get("BRIDGE_CONFORMANCE_PLUGINS"):
@@ -161,8 +169,8 @@ class _Recorder:
             ledger.note(test, report)
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        self._done += 1
         if self._progress is not None and nodeid in self._places:
+            self._done += 1
             test, _ = self._places[nodeid]
             with self._progress.open("a", encoding="utf-8") as file:
                 print(f"{self._done} of {len(self._places)}, {test}", file=file)
@@ -174,9 +182,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if not ours or _ledgers not in session.config.stash:
         return
     from bridge_conformance.ledger import area_of, id_of
+    from bridge_conformance.selection import is_whole
     from bridge_conformance.subject import subject_of
 
     ledgers = session.config.stash[_ledgers]
+    if not is_whole(session.config, session.items):
+        for ledger in ledgers.values():
+            ledger.mode = "selected"
     for item in ours:
         cls = _class_of(item)
         ledgers[subject_of(session.config, cls).backend.name].expect(id_of(item), area_of(cls))

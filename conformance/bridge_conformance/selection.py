@@ -14,9 +14,18 @@ from bridge_conformance.known_failures import KnownFailuresError
 from bridge_conformance.ledger import Ledger, area_of, id_of
 from bridge_conformance.subject import Subject, subject_of
 
-__all__ = ["choose", "collected_ids", "require_whole_suites", "suite_classes", "suite_for"]
+__all__ = [
+    "choose",
+    "collected_ids",
+    "is_whole",
+    "require_whole_suites",
+    "suite_classes",
+    "suite_for",
+]
 
+_FOREIGN = ("skip", "skipif", "xfail")  # no test of the suite has one before it is chosen
 _ids = pytest.StashKey[dict[str, set[str]]]()
+_kept = pytest.StashKey[frozenset[pytest.Item]]()
 
 
 def suite_classes() -> dict[str, type]:
@@ -57,6 +66,19 @@ def collected_ids(config: pytest.Config, subject: Subject) -> set[str]:
     return config.stash[_ids][subject.backend.name]
 
 
+def is_whole(config: pytest.Config, items: list[pytest.Item]) -> bool:
+    """Whether these are all tests of the suite that are to be run, as far as can be told."""
+    is_quick = config.getoption("bridge_quick")
+    wanted = {
+        name
+        for name, cls in suite_classes().items()
+        if not (is_quick and any(mark.name == "full" for mark in getattr(cls, "pytestmark", [])))
+    }
+    classes = {test.partition("::")[0] for ids in config.stash[_ids].values() for test in ids}
+    is_cut = any("::" in word for word in config.args)
+    return not is_cut and wanted <= classes and config.stash[_kept] <= set(items)
+
+
 def choose(
     config: pytest.Config, items: list[pytest.Item], ledgers: dict[str, Ledger]
 ) -> tuple[list[pytest.Item], list[pytest.Item]]:
@@ -74,7 +96,8 @@ def choose(
     if _ids not in config.stash:
         config.stash[_ids] = {}
     ids = config.stash[_ids]
-    kept, left_out = [], []
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
     for item in items:
         cls: type = item.cls  # type: ignore[attr-defined]
         subject = subject_of(config, cls)
@@ -86,6 +109,12 @@ def choose(
             ledgers[subject.backend.name] = ledger
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         marks = list(item.iter_markers())
+        foreign = next((one.name for one in marks if one.name in _FOREIGN), None)
+        if foreign is not None:
+            raise pytest.UsageError(
+                f"{test} of the conformance suite was given the mark '{foreign}'; wanted none. "
+                "List what fails in known_failures.toml."
+            )
         if not applies(subject.claims, marks, parameters):
             is_claim_missing = lacks(subject.claims, marks, parameters)
             ledger.leave_out(area_of(cls), is_claim_missing=is_claim_missing)
@@ -95,6 +124,7 @@ def choose(
         else:
             _mark(item, subject, test)
             kept.append(item)
+    config.stash[_kept] = frozenset(kept)
     return kept, left_out
 
 
@@ -107,7 +137,9 @@ def require_whole_suites(items: list[pytest.Item]) -> None:
     for cls in {item.cls for item in items}:  # type: ignore[attr-defined]
         module = sys.modules.get(_home(items, cls))
         for sibling in getattr(cls, "bridge_suite", ()):
-            if getattr(module, sibling.__name__, None) is not sibling:
+            # A class of suite_for has no tests of its own, only those that it inherits.
+            own = [name for name in vars(sibling) if name.startswith(("test_", "pytest_"))]
+            if own or getattr(module, sibling.__name__, None) is not sibling:
                 raise pytest.UsageError(
                     f"{sibling.__name__} of the conformance suite was replaced or deleted; wanted "
                     "the suite as suite_for returns it. List what fails in known_failures.toml."

@@ -10,6 +10,7 @@ next one.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import json
 import os
@@ -30,6 +31,7 @@ _POLL_S = 0.02
 _GRACE_S = 20.0  # beyond a test's deadline, for a child that cannot even end itself
 _MAX_IDLE_STARTS = 3  # children in a row that end before any test begins
 _TAIL_BYTES = 6000
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class Journal:
@@ -42,8 +44,11 @@ class Journal:
 
     def __init__(self, path: Path, config: pytest.Config) -> None:
         self._config = config
-        self._file = path.open("a", encoding="utf-8")
+        self._journal = os.open(path, os.O_WRONLY | os.O_APPEND)
         self._stacks = _stacks_of(path).open("w", encoding="utf-8")
+        if sys.platform == "linux":
+            # A child must not outlive its parent, not even one that is killed.
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -66,7 +71,8 @@ class Journal:
         self._write({"end": True})
 
     def _write(self, line: dict[str, Any]) -> None:
-        print(json.dumps(line, default=_plain), file=self._file, flush=True)
+        # In one piece: a test's late Ctrl-C must not leave half a line.
+        os.write(self._journal, json.dumps(line, default=_plain).encode() + b"\n")
 
 
 def place_of(item: pytest.Item) -> str:
@@ -96,13 +102,11 @@ def supervise(session: pytest.Session, items: Sequence[pytest.Item]) -> None:
                 return
             child = _Child(session, left, Path(folder) / str(number))
             try:
-                done, culprit = child.run()
+                done = child.run()
             finally:
                 child.end()
-            left = left[done:]
-            if culprit is not None:
-                left.remove(culprit)
-            idle_starts = 0 if done or culprit is not None else idle_starts + 1
+            left = [item for item in left if item not in done]
+            idle_starts = 0 if done else idle_starts + 1
             if idle_starts == _MAX_IDLE_STARTS:
                 for item in left:
                     _report(item, child.last_words, 0.0)
@@ -114,6 +118,7 @@ class _Child:
         self._session = session
         self._items = items
         self.last_words = ""
+        self._is_ended = False
         self._journal = base.with_suffix(".journal")
         self._journal.touch()
         wanted = base.with_suffix(".wanted")
@@ -130,45 +135,52 @@ class _Child:
                 start_new_session=True,
             )
 
-    def run(self) -> tuple[int, pytest.Item | None]:
-        """Follows the journal to the child's end; how many tests are done, and who ended it."""
+    def run(self) -> set[pytest.Item]:
+        """Follows the journal to the child's end; the tests that need not be run again."""
         places = {place_of(item): item for item in self._items}
+        usual_s: float = self._session.config.getoption("bridge_timeout")
         running: pytest.Item | None = None
-        started, done = time.monotonic(), 0
+        done: set[pytest.Item] = set()
+        since = time.monotonic()  # the beginning of a test, or the end of the last one
         for line in self._lines():
             if line is None:
-                if running is not None and time.monotonic() - started > (
-                    deadline_s(running) + _GRACE_S
-                ):
+                patience_s = (usual_s if running is None else deadline_s(running)) + _GRACE_S
+                if time.monotonic() - since > patience_s:
+                    self._is_ended = True
                     self.end()
-                continue
-            if "begin" in line:
-                running, started = places[line["begin"]], time.monotonic()
+            elif "begin" in line:
+                running, since = places[line["begin"]], time.monotonic()
                 running.ihook.pytest_runtest_logstart(
                     nodeid=running.nodeid, location=running.location
                 )
             elif "report" in line:
                 assert running is not None
-                report = self._session.config.hook.pytest_report_from_serializable(
-                    config=self._session.config, data=line["report"]
-                )
-                report.nodeid = running.nodeid
-                if isinstance(report.longrepr, list):  # pytest wants the tuple that JSON has not
-                    report.longrepr = tuple(report.longrepr)
-                running.ihook.pytest_runtest_logreport(report=report)
-                if report.when == "teardown":
-                    running.ihook.pytest_runtest_logfinish(
-                        nodeid=running.nodeid, location=running.location
-                    )
-                    running, done = None, done + 1
+                if self._pass_on(running, line["report"]) == "teardown":
+                    done.add(running)
+                    running, since = None, time.monotonic()
                 if self._session.shouldstop or self._session.shouldfail:
-                    return done, None
+                    return done
             else:
-                break
+                return done  # whatever it still does, it has nothing more to tell
         self.last_words = self._epitaph("while this test ran" if running else "between tests")
         if running is not None:
-            _report(running, self.last_words, time.monotonic() - started)
-        return done, running
+            _report(running, self.last_words, time.monotonic() - since)
+            done.add(running)
+        return done
+
+    def _pass_on(self, item: pytest.Item, data: dict[str, Any]) -> str:
+        """Hands one report of the child to this session; which of a test's three it is."""
+        report = self._session.config.hook.pytest_report_from_serializable(
+            config=self._session.config, data=data
+        )
+        report.nodeid = item.nodeid
+        if isinstance(report.longrepr, list):  # pytest wants the tuple that JSON has not
+            report.longrepr = tuple(report.longrepr)
+        item.ihook.pytest_runtest_logreport(report=report)
+        if report.when == "teardown":
+            item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        when: str = report.when
+        return when
 
     def _lines(self) -> Iterator[dict[str, Any] | None]:
         """Lines of the journal; ``None`` whenever there is no new one."""
@@ -187,14 +199,17 @@ class _Child:
                     time.sleep(_POLL_S)
 
     def _epitaph(self, when: str) -> str:
-        """How the child ended, and its last words."""
+        """How the child ended, and its last words; it has ended."""
         stacks = _stacks_of(self._journal)
         text = stacks.read_text(encoding="utf-8", errors="replace") if stacks.is_file() else ""
-        status = self._process.wait()
-        if text:
+        if text or self._is_ended:
             return f"hung: it did not end in time, and its process was ended.\n{text}"
+        status = self._process.wait()
+        how = f"exit status {status}"
+        if status < 0:
+            known = {one.value: one.name for one in signal.Signals}  # all but real-time signals
+            how = f"signal {known.get(-status, -status)}"
         tail = self._output.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace")
-        how = f"exit status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
         return f"crashed: the process ended {when}, with {how}.\n{tail}"
 
     def end(self) -> None:
@@ -213,7 +228,9 @@ def _command(config: pytest.Config, journal: Path, wanted: Path) -> list[str]:
     words += ["--pyargs"] if config.option.pyargs else []
     words += [word for name in config.option.plugins for word in ("-p", name)]
     words += ["-p", "no:cacheprovider", "-q"]
-    # The deadlines are ours; pytest-timeout, where it is there, would have its own.
+    # The deadlines are ours: pytest's own would take faulthandler's only timer, and
+    # pytest-timeout, where it is there, would have others.
+    words += ["-o", "faulthandler_timeout=0"]
     words += ["-o", "timeout=0"] if config.pluginmanager.hasplugin("timeout") else []
     for name in ("bridge_backend", "bridge_device", "bridge_timeout"):
         value = config.getoption(name)

@@ -54,7 +54,7 @@ def everything() -> Certificate:
     """A certificate with every outcome in it."""
     return make(
         areas=(
-            Area(name="predict", title="Answers.", passed=5, failed=1, known=1, refused=2),
+            Area(name="predict", title="Answers.", passed=5, failed=1, known=1, not_claimed=2),
             Area(name="onnx", title="Cases.", not_verified=1),
         ),
         failures=(Failure(id="TestPredict::test_a", area="predict", text="got 1"),),
@@ -122,7 +122,7 @@ def test_claims_become_json_in_a_stable_order() -> None:
         (
             {
                 "areas": (
-                    Area(name="a", title="", passed=512, known=1, refused=7),
+                    Area(name="a", title="", passed=512, known=1, not_claimed=7),
                     Area(name="b", title="", known=1, not_verified=1),
                 ),
                 "known_failures": tuple(
@@ -283,3 +283,16 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(
     monkeypatch.undo()
     assert Certificate.read(path) == make()
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_run_of_some_tests_verifies_nothing() -> None:
+    assert make().verdict == "certified"
+    selected, ended = make(mode="selected"), make(unrun=3)
+    assert (selected.verdict, ended.verdict) == ("not verified", "not verified")
+    assert "(selected tests only)" in selected.headline
+    assert "(the run ended before 3 of its tests)" in ended.headline
+
+
+def test_a_lost_case_is_a_failure_though_it_is_listed() -> None:
+    counts = {"cases": 9, "native": 9, "bridge": 8, "beyond_native": 0, "refused": 0, "lost": 1}
+    assert make(counts={"onnx": counts}).verdict == "failed"

@@ -52,8 +52,8 @@ def every_state() -> Certificate:
             Area(name="broken", title="B.", passed=1, failed=2),
             Area(name="listed", title="C.", passed=1, known=3),
             Area(name="untried", title="D.", not_verified=4),
-            Area(name="unclaimed", title="E.", refused=7),
-            Area(name="mixed", title="F.", passed=5, not_verified=1, refused=1),
+            Area(name="unclaimed", title="E.", not_claimed=7),
+            Area(name="mixed", title="F.", passed=5, not_verified=1, not_claimed=1),
         ),
         failures=tuple(
             Failure(id=f"TestBroken::test_{n}", area="broken", text=f"text {n}") for n in "ab"

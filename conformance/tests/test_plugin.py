@@ -105,7 +105,7 @@ def test_a_failure_fails_the_certificate(run: Run) -> None:
     assert found.failed == [BOUND]
     assert found.certificate is not None
     assert found.certificate["verdict"] == "failed"
-    assert found.certificate["mode"] == "quick"
+    assert found.certificate["mode"] == "selected"
     assert "shadow on cpu: failed" in found.printed
 
 
@@ -170,7 +170,14 @@ def test_a_test_file_of_ones_own_holds_the_whole_suite(run: Run, tmp_path: Path)
     assert found.failed == [BOUND]
 
 
-@pytest.mark.parametrize("change", ["del TestBinding", "class TestBinding: pass"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "del TestBinding",
+        "class TestBinding: pass",
+        "TestBinding.test_zero_rows = lambda self: None",
+    ],
+)
 def test_no_part_of_the_suite_may_be_replaced(run: Run, tmp_path: Path, change: str) -> None:
     path = tmp_path / "here" / "test_conformance.py"
     path.write_text(
@@ -196,6 +203,23 @@ def test_ones_own_tests_run_beside_the_suite(run: Run, tmp_path: Path) -> None:
     found = run("test_conformance.py", *FEW[2:], backend="")
     assert found.failed == [BOUND]
     assert "it is mine" in found.printed
+
+
+def test_a_process_that_does_not_end_is_not_waited_for(run: Run, tmp_path: Path) -> None:
+    lines = "import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()\n"
+    path = tmp_path / "site" / "shadow" / "backend.py"
+    path.write_text(
+        path.read_text().replace("import dataclasses\n", f"import dataclasses\n{lines}")
+    )
+    (tmp_path / "here" / "conftest.py").write_text(
+        "import os, sys\n"
+        "if not any('bridge-journal' in word for word in sys.argv):\n"
+        "    os.environ.pop('BRIDGE_CONFORMANCE_PLUGINS', None)\n"
+    )
+    found = run(*SUITE, "-k", "test_are_documented", backend="reference")
+    assert found.status == 0, found.printed
+    assert found.certificate is not None
+    assert sum(area["passed"] for area in found.certificate["areas"]) == 1
 
 
 def test_settings_of_another_project_do_no_harm(run: Run, tmp_path: Path) -> None:
