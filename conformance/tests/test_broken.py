@@ -166,9 +166,7 @@ def test_a_sound_backend_that_claims_less_passes(
     found = runs["modest"].result()
     assert not found["failures"]
     assert not found["not_verified"]
-    refused = sum(area["refused"] for area in found["areas"])
-    assert passed(found) > 100
-    assert refused > 20
+    assert passed(found) > 150
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.backend)
