@@ -13,9 +13,17 @@ import pytest
 
 import bridge
 from bridge.errors import BackendUnavailable, BridgeError
+from bridge_conformance.datasets import __main__ as commands
 from bridge_conformance.datasets import cases, light
 from bridge_conformance.datasets.applications import APPLICATIONS, ARCHITECTURES, _require_sound
-from bridge_conformance.datasets.cases import CaseSet, NotBuilt, Stored, write_arrays, write_index
+from bridge_conformance.datasets.cases import (
+    CaseSet,
+    LibraryMissing,
+    NotBuilt,
+    Stored,
+    write_arrays,
+    write_index,
+)
 from bridge_conformance.datasets.operators import OPERATORS
 
 SET = CaseSet("cases of this test", "operators", "model.bin", ("numpy",))
@@ -57,7 +65,7 @@ def test_a_set_that_is_not_built_says_what_to_do(empty_cache: Path) -> None:
 
 def test_a_set_whose_library_is_missing_names_it(empty_cache: Path) -> None:
     lacking = CaseSet("cases", "operators", "model.bin", ("numpy", "no_such_module"))
-    with pytest.raises(NotBuilt, match="'no_such_module'"):
+    with pytest.raises(LibraryMissing, match="'no_such_module'"):
         lacking.stored()
     with pytest.raises(BackendUnavailable, match="'no_such_module'"):
         lacking.build()
@@ -111,16 +119,66 @@ def test_unknown_sets_are_refused() -> None:
     ],
     ids=["operators", "applications"],
 )
-def test_what_is_not_built_is_not_verified(
+def test_what_is_not_built_fails(
     set_of_cases: CaseSet, module: str, backend: str, count: int, empty_cache: Path
 ) -> None:
     for library in (*set_of_cases.libraries, backend):
         pytest.importorskip(library)
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "--pyargs"]
-    command += [f"bridge_conformance.suite.{module}", "--bridge-backend", backend]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=empty_cache.parent)
-    assert f"{count} not verified" in done.stdout.replace("not verified (", ""), done.stdout
-    assert "are not built here: run make conformance-data." in done.stdout
+    outcome = outcome_of(module, backend, empty_cache.parent)
+    assert f"{count} failed" in outcome, outcome
+    assert "are not built here: run make conformance-data." in outcome
+
+
+@pytest.mark.parametrize(
+    ("set_of_cases", "module", "backend", "count"),
+    [
+        (OPERATORS, "test_operators", "torch", 1),
+        (APPLICATIONS, "test_applications", "tensorflow", len(ARCHITECTURES)),
+    ],
+    ids=["operators", "applications"],
+)
+def test_what_cannot_be_built_is_not_verified(
+    set_of_cases: CaseSet,
+    module: str,
+    backend: str,
+    count: int,
+    empty_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip(backend)
+    (empty_cache.parent / "lacking.py").write_text(LACKING.format(set_of_cases.builder))
+    monkeypatch.setenv("PYTHONPATH", str(empty_cache.parent))
+    outcome = outcome_of(module, backend, empty_cache.parent, "-p", "lacking")
+    assert f"{count} not verified" in outcome.replace("not verified (", ""), outcome
+    assert "need module 'no_such_module', which is not installed." in outcome
+
+
+LACKING = """
+import dataclasses
+from bridge_conformance.datasets import {0}
+
+name = "{0}".upper()
+lacking = dataclasses.replace(getattr({0}, name), libraries=("no_such_module",))
+setattr({0}, name, lacking)
+"""
+
+
+def outcome_of(module: str, backend: str, folder: Path, *options: str) -> str:
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *options]
+    command += ["--bridge-in-process", "--bridge-backend", backend, "--pyargs"]
+    command.append(f"bridge_conformance.suite.{module}")
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder).stdout
+
+
+def test_sets_that_cannot_be_built_are_left_out_unless_they_are_named(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lacking = CaseSet("cases", "operators", "model.bin", ("no_such_module",))
+    monkeypatch.setattr(commands, "_SETS", {"operators": lacking})
+    assert commands.main([]) == 0
+    assert "cases: left out, for module 'no_such_module' is not" in capsys.readouterr().out
+    assert commands.main(["operators"]) == 1
+    assert "'no_such_module' is not installed" in capsys.readouterr().err
 
 
 def test_an_adapter_of_exported_programs_gets_the_operators_too(

@@ -34,7 +34,7 @@ from bridge.cache import Cache, default_cache
 from bridge.dtypes import DType
 from bridge.errors import BackendUnavailable, BridgeError
 
-__all__ = ["Case", "CaseSet", "NotBuilt", "Stored", "write_arrays", "write_index"]
+__all__ = ["Case", "CaseSet", "LibraryMissing", "NotBuilt", "Stored", "write_arrays", "write_index"]
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -42,8 +42,12 @@ _INDEX = "index.json"
 _KIND = "conformance-cases"
 
 
+class LibraryMissing(Exception):
+    """A set cannot be had here; the text is one sentence that names what is not installed."""
+
+
 class NotBuilt(Exception):
-    """A set is not there; the text is one sentence that says what to do."""
+    """A set could be had and is not there; the text is one sentence that says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,8 @@ class CaseSet:
         """The set, if it is built for the libraries that are installed.
 
         Raises:
-            NotBuilt: It is not.
+            LibraryMissing: One that it takes is not installed.
+            NotBuilt: It is not built for them.
         """
         return _stored(self, default_cache())
 
@@ -117,7 +122,7 @@ class CaseSet:
             BackendUnavailable: A library that it takes is not installed.
             BridgeError: The process that builds failed; it has said why on stderr.
         """
-        missing = self._missing()
+        missing = self.missing()
         if missing is not None:
             raise BackendUnavailable(
                 f"the {self.name} cannot be built: module '{missing}' is not installed.",
@@ -125,7 +130,8 @@ class CaseSet:
             )
         return self._open(default_cache().entry(_KIND, self._parts(), self._build))
 
-    def _missing(self) -> str | None:
+    def missing(self) -> str | None:
+        """The module that is not installed and without which it cannot be built."""
         specs = {library: importlib.util.find_spec(library) for library in self.libraries}
         return next((library for library, spec in specs.items() if spec is None), None)
 
@@ -154,9 +160,9 @@ class CaseSet:
 
 @functools.cache
 def _stored(cases: CaseSet, cache: Cache) -> Stored:
-    missing = cases._missing()
+    missing = cases.missing()
     if missing is not None:
-        raise NotBuilt(f"the {cases.name} need module '{missing}', which is not installed.")
+        raise LibraryMissing(f"the {cases.name} need module '{missing}', which is not installed.")
 
     def refuse(_: Path) -> None:
         raise NotBuilt(f"the {cases.name} are not built here: run make conformance-data.")

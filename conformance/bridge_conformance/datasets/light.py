@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bridge_conformance.datasets.cases import Case, NotBuilt
+from bridge_conformance.datasets.cases import Case, LibraryMissing
 from bridge_conformance.tolerance import Tolerance
 
 __all__ = ["NETWORKS", "case"]
@@ -35,11 +35,11 @@ def case(name: str) -> tuple[Case, Tolerance]:
     """A network with its input and output, and the tolerance that onnx states for it.
 
     Raises:
-        NotBuilt: onnx is not installed.
+        LibraryMissing: onnx is not installed.
     """
     found = importlib.util.find_spec("onnx")
     if found is None or found.origin is None:
-        raise NotBuilt("the networks lie inside onnx, which is not installed.")
+        raise LibraryMissing("the networks lie inside onnx, which is not installed.")
     import onnx
 
     data = Path(found.origin).parent / "backend" / "test" / "data"

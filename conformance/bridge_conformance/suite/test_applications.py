@@ -8,7 +8,7 @@ import pytest
 from bridge_conformance.claims import full, not_verified, requires
 from bridge_conformance.comparison import assert_outputs
 from bridge_conformance.datasets.applications import APPLICATIONS, ARCHITECTURES, TOLERANCE
-from bridge_conformance.datasets.cases import NotBuilt
+from bridge_conformance.datasets.cases import LibraryMissing
 from bridge_conformance.subject import Subject
 from bridge_conformance.tolerance import Tolerance
 
@@ -26,7 +26,7 @@ class TestApplications:
         """Names, dtypes and shapes are those of the model, values close to the largest one's."""
         try:
             case = APPLICATIONS.stored().case(architecture)
-        except NotBuilt as error:
+        except LibraryMissing as error:
             not_verified(str(error))
         largest = max(float(np.abs(array).max()) for array in case.outputs.values())
         with subject.open(case.model) as predictor:

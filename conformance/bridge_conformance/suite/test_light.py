@@ -7,7 +7,7 @@ import pytest
 from bridge_conformance.claims import full, not_verified, requires
 from bridge_conformance.comparison import assert_outputs
 from bridge_conformance.datasets import light
-from bridge_conformance.datasets.cases import NotBuilt
+from bridge_conformance.datasets.cases import LibraryMissing
 from bridge_conformance.subject import Subject
 
 
@@ -23,7 +23,7 @@ class TestLight:
         """Names, dtypes and shapes are the graph's, values within the tolerance it states."""
         try:
             case, tolerance = light.case(network)
-        except NotBuilt as error:
+        except LibraryMissing as error:
             not_verified(str(error))
         with subject.open(case.model) as predictor:
             assert_outputs(predictor.predict(case.inputs), case.outputs, tolerance)
