@@ -54,6 +54,15 @@ def _sender(number: signal.Signals, delay_s: float) -> tuple[threading.Thread, l
     return threading.Thread(target=send), sent_s
 
 
+def _call_until(is_over: Callable[[], bool], predict: Callable[[], object]) -> None:
+    """Calls again and again; what interrupts that is to be caught around this function.
+
+    Around the loop would not do: in Python 3.13.0 its jump back is outside of the ``try``.
+    """
+    while not is_over():
+        predict()
+
+
 def _seconds_to_interrupt(predict: Callable[[], object], delay_s: float) -> float | None:
     """Seconds from SIGINT to KeyboardInterrupt; ``None`` if it never came.
 
@@ -63,8 +72,7 @@ def _seconds_to_interrupt(predict: Callable[[], object], delay_s: float) -> floa
     with _handling(signal.SIGINT, signal.default_int_handler):
         try:
             sender.start()
-            while not sent_s:
-                predict()
+            _call_until(lambda: bool(sent_s), predict)
             time.sleep(0.2)  # one that comes between two calls may still be on its way
         except KeyboardInterrupt:
             caught_s = time.perf_counter()
@@ -81,11 +89,10 @@ def _load_and_close(subject: Subject) -> Call:
 def _interrupt(predict: Callable[[], object], delay_s: float) -> None:
     """Calls until the timer's signal raises KeyboardInterrupt."""
     __tracebackhide__ = True
-    before_s = time.perf_counter()
+    deadline_s = time.perf_counter() + delay_s + _LATENESS_S
     try:
         signal.setitimer(signal.ITIMER_REAL, delay_s)
-        while time.perf_counter() - before_s < delay_s + _LATENESS_S:
-            predict()
+        _call_until(lambda: time.perf_counter() > deadline_s, predict)
     except KeyboardInterrupt:
         return
     finally:
