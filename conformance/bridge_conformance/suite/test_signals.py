@@ -26,6 +26,7 @@ from bridge_conformance.usage import held, settled
 _Load = Callable[..., bridge.Predictor]
 
 _LATENESS_S = 1.0
+_INTERRUPTS = 2000
 _INTERVAL_S = 0.001
 _STORM_S = 0.5
 _WATCHED = ("SIGCHLD", "SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGPIPE")
@@ -86,18 +87,17 @@ def _load_and_close(subject: Subject) -> Call:
         return call_of(predictor, subject.network("fixed").inputs_for())
 
 
-def _interrupt(predict: Callable[[], object], delay_s: float) -> None:
-    """Calls until the timer's signal raises KeyboardInterrupt."""
-    __tracebackhide__ = True
+def _interrupt(predict: Callable[[], object], delay_s: float) -> bool:
+    """Calls until the timer's signal raises KeyboardInterrupt; whether it did."""
     deadline_s = time.perf_counter() + delay_s + _LATENESS_S
     try:
         signal.setitimer(signal.ITIMER_REAL, delay_s)
         _call_until(lambda: time.perf_counter() > deadline_s, predict)
     except KeyboardInterrupt:
-        return
+        return True
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    pytest.fail("predict swallowed the KeyboardInterrupt")
+    return False
 
 
 @contextlib.contextmanager
@@ -194,10 +194,15 @@ class TestSignals:
         predictor.predict(call.inputs)
         chance = random.Random(0)  # noqa: S311 - moments, no secrets
         with _handling(signal.SIGALRM, signal.default_int_handler):
-            for _ in range(2000):
+            arrived = sum(
                 _interrupt(
                     lambda: predictor.predict(call.inputs), chance.uniform(0.1, 3) * call.took_s
                 )
+                for _ in range(_INTERRUPTS)
+            )
+        # Python drops an exception that a signal raises in a destructor or a callback, so a
+        # few may be lost; where the backend catches them, most are.
+        assert arrived >= 0.98 * _INTERRUPTS, "predict swallows KeyboardInterrupts"
         assert_same(subject, predictor.predict(call.inputs), call.answer)
         predictor.close()
         with pytest.raises(errors.PredictorClosed):
