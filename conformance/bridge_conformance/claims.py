@@ -14,7 +14,7 @@ import pytest
 
 from bridge.capabilities import Capabilities
 
-__all__ = ["applies", "full", "lacks", "not_verified", "refuses", "requires"]
+__all__ = ["applies", "full", "lacks", "not_claimed", "not_verified", "refuses", "requires"]
 
 full = pytest.mark.full
 """Left out by ``--quick``: takes more than a few seconds."""
@@ -45,6 +45,15 @@ def not_verified(reason: str) -> NoReturn:
         reason: One sentence: what could not be tried here, and why.
     """
     pytest.skip(f"not verified: {reason}")
+
+
+def not_claimed(reason: str) -> NoReturn:
+    """Ends a test as "not claimed": it needs something that the backend says it cannot do.
+
+    Args:
+        reason: One sentence: what that is.
+    """
+    pytest.skip(f"not claimed: {reason}")
 
 
 def applies(claims: Capabilities, marks: list[pytest.Mark], parameters: Mapping[str, Any]) -> bool:

@@ -37,6 +37,7 @@ SUITE_VERSION = "1"
 # refuses a case that it may refuse: such a test passes, but is no answer.
 _NATIVE = "native"
 _REFUSED = "refused"
+_NOT_CLAIMED = "not claimed: "
 
 
 def id_of(item: pytest.Item) -> str:
@@ -99,7 +100,10 @@ class Ledger:
             self._texts[test] = f"{self._texts[test]}\n{text}" if before == "failed" else text
         elif report.skipped and before != "failed":
             is_known = hasattr(report, "wasxfail")
-            self._outcomes[test] = "known" if is_known else "not_verified"
+            text = _text(report)
+            is_claim_missing = text.startswith(_NOT_CLAIMED)
+            skipped = "not_claimed" if is_claim_missing else "not_verified"
+            self._outcomes[test] = "known" if is_known else skipped
             self._texts[test] = _reason(report)
             if is_known and test not in self.subject.known_failures:
                 self._outcomes[test] = "failed"
@@ -185,7 +189,7 @@ class Ledger:
             not_verified=found["not_verified"] + sum(one.area == name for one in unrun),
             refused=found["refused"],
             # An area of which nothing is asked has to be told from one that was not tried.
-            not_claimed=self._unclaimed[name]
+            not_claimed=found["not_claimed"] + self._unclaimed[name]
             or (0 if name in self._areas.values() else self._unasked[name]),
         )
 
@@ -221,8 +225,13 @@ class Ledger:
 def _reason(report: pytest.TestReport) -> str:
     if hasattr(report, "wasxfail"):
         return str(report.wasxfail)
+    return _text(report).removeprefix("not verified: ")
+
+
+def _text(report: pytest.TestReport) -> str:
+    """What a test was skipped with."""
     text = report.longrepr[2] if isinstance(report.longrepr, (tuple, list)) else report.longreprtext
-    return text.removeprefix("Skipped: ").removeprefix("not verified: ")
+    return text.removeprefix("Skipped: ")
 
 
 def _hardware() -> dict[str, Any]:

@@ -87,7 +87,12 @@ def pytest_sessionstart() -> None:
     if os.environ.get("BRIDGE_CONFORMANCE_PLUGINS"):
         from bridge_conformance.writing import load_test_plugins
 
-        load_test_plugins()
+        try:
+            load_test_plugins()
+        except ImportError as error:
+            raise pytest.UsageError(
+                f"BRIDGE_CONFORMANCE_PLUGINS names a module that cannot be imported: {error}."
+            ) from error
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -20,7 +20,7 @@ from bridge.errors import BridgeError, OptionError, UnsupportedModel
 from bridge.loading import open_model
 from bridge.model import ModelRef
 from bridge.registry import registry
-from bridge_conformance.claims import not_verified
+from bridge_conformance.claims import not_claimed, not_verified
 from bridge_conformance.known_failures import FILE_NAME, KnownFailure, read_known_failures
 from bridge_conformance.network import Network
 from bridge_conformance.networks import NETWORKS
@@ -102,12 +102,25 @@ class Subject:
         """Whether ``path`` would give a model; also ends the test where nothing can be written."""
         return network in _written(format or self.format).models
 
+    def require(self, network: str) -> None:
+        """Ends the test where a network needs dims or dtypes that the backend does not claim."""
+        signature = self.network(network).signature
+        specs = (*signature.inputs, *signature.outputs)
+        if not self.claims.dynamic_dims and any(
+            not isinstance(dim, int) for spec in signature.inputs for dim in spec.shape or ()
+        ):
+            not_claimed(f"{self.backend.name} takes no dims that change, as in '{network}'.")
+        for spec in specs if self.claims.dtypes else ():
+            if spec.dtype not in self.claims.dtypes:
+                not_claimed(f"{self.backend.name} does not take {spec.dtype}, as in '{network}'.")
+
     def load(self, network: str, format: str | None = None, **arguments: Any) -> bridge.Predictor:
         """A predictor of that network; the caller closes it.
 
         Native code is trusted, because the suite has written it; the network's signature
         is declared where the model's own bytes do not state it.
         """
+        self.require(network)
         wanted = format or self.format
         path = self.path(network, wanted)
         if writers()[wanted].is_code:

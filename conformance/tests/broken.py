@@ -19,7 +19,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sound import ModestBackend, NetworkFile, SketchFile, SoundBackend, SoundPredictor, run
+from sound import (
+    ModestBackend,
+    NetworkFile,
+    SketchFile,
+    SoundBackend,
+    SoundPredictor,
+    StaticBackend,
+    run,
+)
 
 import bridge
 from bridge.binding import Bound
@@ -373,6 +381,7 @@ class UnderClaimsPredicts(SoundBackend):
 def register_backends(register: Callable[[bridge.Backend], None]) -> None:
     register(SoundBackend())
     register(ModestBackend())
+    register(StaticBackend())
     for backend in DEFECTS.values():
         register(backend)
 

@@ -245,3 +245,17 @@ class ModestBackend(SoundBackend):
             deterministic=False,
             thread_safety=ThreadSafety.EXCLUSIVE,
         )
+
+
+class StaticBackend(SoundBackend):
+    """Takes float32 in dims that never change, and nothing else."""
+
+    name = "static"
+
+    def capabilities(self, device: Device) -> Capabilities:
+        return dataclasses.replace(
+            super().capabilities(device),
+            dtypes=frozenset({DType.FLOAT32}),
+            dynamic_dims=False,
+            zero_rows=False,
+        )

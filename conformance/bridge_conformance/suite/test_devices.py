@@ -14,7 +14,7 @@ from bridge_conformance.subject import Subject
 
 
 def _load(subject: Subject, device: str) -> None:
-    bridge.load(subject.path("affine"), backend=subject.backend.name, device=device).close()
+    bridge.load(subject.path("fixed"), backend=subject.backend.name, device=device).close()
 
 
 @pytest.mark.builds
@@ -50,7 +50,7 @@ class TestDevices:
         """A kind that the backend cannot use raises DeviceUnavailable, never falls back."""
         if Device(kind) in (subject.backend.devices() or ()):
             with bridge.load(
-                subject.path("affine"), backend=subject.backend.name, device=kind
+                subject.path("fixed"), backend=subject.backend.name, device=kind
             ) as predictor:
                 assert predictor.info.device == Device(kind)
             return

@@ -126,8 +126,8 @@ class TestLoading:
 
     def test_odd_path(self, subject: Subject, tmp_path: Path) -> None:
         """Spaces and other scripts in a path do no harm."""
-        network = subject.network("affine")
-        path = _copy(subject.path("affine"), tmp_path / "a folder, größer" / "模型 1.x")
+        network = subject.network("fixed")
+        path = _copy(subject.path("fixed"), tmp_path / "a folder, größer" / "模型 1.x")
         inputs = network.inputs_for()
         with subject.open(path) as predictor:
             assert_outputs(predictor.predict(inputs), network.oracle(inputs))
@@ -136,8 +136,8 @@ class TestLoading:
         self, subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A relative path is that of the moment of loading."""
-        network = subject.network("affine")
-        path = _copy(subject.path("affine"), tmp_path / "there" / "model.x")
+        network = subject.network("fixed")
+        path = _copy(subject.path("fixed"), tmp_path / "there" / "model.x")
         monkeypatch.chdir(tmp_path)
         inputs = network.inputs_for()
         with subject.open(os.path.relpath(path)) as predictor:
@@ -146,8 +146,8 @@ class TestLoading:
 
     def test_model_may_go_after_loading(self, subject: Subject, tmp_path: Path) -> None:
         """A loaded model needs its files no more."""
-        network = subject.network("affine")
-        path = _copy(subject.path("affine"), tmp_path / "there" / "model.x")
+        network = subject.network("fixed")
+        path = _copy(subject.path("fixed"), tmp_path / "there" / "model.x")
         inputs = network.inputs_for()
         with subject.open(path) as predictor:
             shutil.rmtree(path if path.is_dir() else path.parent)

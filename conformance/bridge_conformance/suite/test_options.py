@@ -45,6 +45,7 @@ class TestOptions:
     def test_search_space(self, subject: Subject) -> None:
         """All that is worth measuring loads, shows in ``info``, and answers the same."""
         network = subject.network("math_float32")
+        subject.require("math_float32")
         path = subject.path("math_float32")
         inputs = network.inputs_for(rows=4)
         for options in subject.backend.search_space(open_model(path), subject.device):

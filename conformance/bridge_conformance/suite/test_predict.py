@@ -110,10 +110,10 @@ class TestPredict:
             assert_outputs(predictor.predict(inputs), network.oracle(inputs))
 
     @refuses("dynamic_dims")
-    def test_dynamic_rows_are_refused(self, subject: Subject, load: Any) -> None:
+    def test_dynamic_rows_are_refused(self, subject: Subject) -> None:
         """A model whose number of rows may change raises UnsupportedModel."""
         with pytest.raises(UnsupportedModel):
-            load("affine")
+            subject.open(subject.path("affine")).close()
 
     @requires("zero_rows")
     @requires("dynamic_dims")
