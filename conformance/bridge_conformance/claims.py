@@ -14,12 +14,26 @@ import pytest
 
 from bridge.capabilities import Capabilities
 
-__all__ = ["applies", "full", "lacks", "not_claimed", "not_verified", "refuses", "requires"]
+__all__ = [
+    "applies",
+    "full",
+    "is_full",
+    "lacks",
+    "not_claimed",
+    "not_verified",
+    "refuses",
+    "requires",
+]
 
 full = pytest.mark.full
 """Left out by ``--quick``: takes more than a few seconds."""
 
 _YES = True
+
+
+def is_full(cls: type) -> bool:
+    """Whether a class of the suite takes long as a whole."""
+    return any(mark.name == full.name for mark in getattr(cls, "pytestmark", []))
 
 
 def requires(capability: str, value: object = _YES) -> pytest.MarkDecorator:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -246,4 +245,4 @@ def _hardware() -> dict[str, Any]:
 
 def suite_version() -> str:
     """Version of the suite, and of the distribution that holds it."""
-    return f"{SUITE_VERSION} (inference-bridge {version('inference-bridge')})"
+    return f"{SUITE_VERSION} (inference-bridge {bridge.__version__})"

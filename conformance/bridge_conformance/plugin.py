@@ -102,8 +102,11 @@ def pytest_pycollect_makeitem(
     """Does not even collect, in quick mode, a class of the suite that takes long as a whole."""
     if not (isinstance(obj, type) and collector.config.getoption("bridge_quick")):
         return None
-    is_long = any(mark.name == "full" for mark in getattr(obj, "pytestmark", []))
-    return [] if is_long and _is_suite_class(obj) else None
+    if not _is_suite_class(obj):
+        return None
+    from bridge_conformance.claims import is_full
+
+    return [] if is_full(obj) else None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -120,12 +123,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.stash[_ledgers] = ledgers  # only now: without a choice there is nothing to certify
     config.hook.pytest_deselected(items=left_out)
     wanted = config.getoption("bridge_wanted")
-    order = {item: index for index, item in enumerate(kept)}
     if wanted is not None:
         from bridge_conformance.supervision import place_of
 
         places = set(json.loads(wanted.read_text(encoding="utf-8")))
-        items[:] = [item for item in items if item in order and place_of(item) in places]
+        items[:] = [item for item in kept if place_of(item) in places]
         return
     gone = set(left_out)
     items[:] = [item for item in items if item not in gone]

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from bridge_conformance import suite
-from bridge_conformance.claims import applies, lacks
+from bridge_conformance.claims import applies, is_full, lacks
 from bridge_conformance.known_failures import KnownFailuresError
 from bridge_conformance.ledger import Ledger, area_of, id_of
 from bridge_conformance.subject import Subject, subject_of
@@ -69,11 +69,7 @@ def collected_ids(config: pytest.Config, subject: Subject) -> set[str]:
 def is_whole(config: pytest.Config, items: list[pytest.Item]) -> bool:
     """Whether these are all tests of the suite that are to be run, as far as can be told."""
     is_quick = config.getoption("bridge_quick")
-    wanted = {
-        name
-        for name, cls in suite_classes().items()
-        if not (is_quick and any(mark.name == "full" for mark in getattr(cls, "pytestmark", [])))
-    }
+    wanted = {name for name, cls in suite_classes().items() if not (is_quick and is_full(cls))}
     classes = {test.partition("::")[0] for ids in config.stash[_ids].values() for test in ids}
     is_cut = any("::" in word for word in config.args)
     return not is_cut and wanted <= classes and config.stash[_kept] <= set(items)

@@ -131,6 +131,11 @@ class OnnxCase:
         return self._data_sets()
 
 
+def is_installed() -> bool:
+    """Whether onnx, which holds the cases, is installed; it is not imported."""
+    return importlib.util.find_spec("onnx") is not None
+
+
 def names(kind: str | None = None) -> tuple[str, ...]:
     """Names of all cases, or those of one kind, in the order of ``KINDS``.
 

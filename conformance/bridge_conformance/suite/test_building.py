@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -31,7 +30,7 @@ class TestBuilding:
         """One test for each node case, where models can be built but not run."""
         claims = subject_of(metafunc.config, metafunc.cls).claims
         names: Sequence[str] = ("any",)
-        if _FORMAT in claims.formats and not claims.predicts and _has_onnx():
+        if _FORMAT in claims.formats and not claims.predicts and onnx_cases.is_installed():
             names = onnx_cases.names("node")
         metafunc.parametrize(("format", "name"), [(_FORMAT, name) for name in names], ids=names)
 
@@ -47,7 +46,7 @@ class TestBuilding:
 
         Such a refusal is no failure, and is counted as what it is.
         """
-        if not _has_onnx():
+        if not onnx_cases.is_installed():
             not_verified("onnx, which holds the cases, is not installed.")
         model = open_model(onnx_cases.case(name).model)
         alone = _alone(subject, model)
@@ -69,10 +68,6 @@ class TestBuilding:
                 pytrace=False,
             )
         record_property("refused", ours)
-
-
-def _has_onnx() -> bool:
-    return importlib.util.find_spec("onnx") is not None
 
 
 def _adapter(subject: Subject) -> Adapter:

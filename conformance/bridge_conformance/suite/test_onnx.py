@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,7 +33,10 @@ class TestOnnx:
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """One test for each case; their names are not looked up for backends without ONNX."""
         names: Sequence[str] = ("any",)
-        if _FORMAT in subject_of(metafunc.config, metafunc.cls).claims.formats and _has_onnx():
+        if (
+            _FORMAT in subject_of(metafunc.config, metafunc.cls).claims.formats
+            and onnx_cases.is_installed()
+        ):
             names = onnx_cases.names()
         metafunc.parametrize(("format", "name"), [(_FORMAT, name) for name in names], ids=names)
 
@@ -52,7 +54,7 @@ class TestOnnx:
         an UnsupportedModel that names one of them. A refusal that names the options which
         lift it is answered with these options. What is drawn may have any values.
         """
-        if not _has_onnx():
+        if not onnx_cases.is_installed():
             not_verified("onnx, which holds the cases, is not installed.")
         case = onnx_cases.case(name)
         alone = _alone(subject, case)
@@ -80,10 +82,6 @@ class TestOnnx:
 
 
 _UNKNOWN = "the backend has no native.py"
-
-
-def _has_onnx() -> bool:
-    return importlib.util.find_spec("onnx") is not None
 
 
 def _alone(subject: Subject, case: OnnxCase) -> str | None:
