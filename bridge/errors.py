@@ -22,6 +22,9 @@ The tree (second parents in brackets)::
     │  └─ PredictTimeout (TimeoutError) · WorkerDied
     ├─ PredictorClosed (RuntimeError) · ForkedPredictor (RuntimeError)
     ├─ ConversionError (RuntimeError)
+    ├─ RecordError (ValueError)
+    │  └─ InvalidRecord · UnsupportedRecord · StaleRecord · RecordNotWritten (OSError)
+    ├─ MeasureError (RuntimeError)
     └─ CacheError (OSError)
 
 A message is one sentence that says what was found, what was wanted and what was
@@ -53,6 +56,8 @@ __all__ = [
     "ForkedPredictor",
     "InputError",
     "InvalidModel",
+    "InvalidRecord",
+    "MeasureError",
     "MissingInput",
     "ModelError",
     "ModelLoadFailed",
@@ -64,11 +69,15 @@ __all__ = [
     "PredictError",
     "PredictTimeout",
     "PredictorClosed",
+    "RecordError",
+    "RecordNotWritten",
     "ShapeMismatch",
     "SilentFallback",
+    "StaleRecord",
     "UnexpectedInput",
     "UnknownOutput",
     "UnsupportedModel",
+    "UnsupportedRecord",
     "UntrustedModel",
     "WorkerDied",
     "error_classes",
@@ -228,6 +237,30 @@ class ForkedPredictor(BridgeError, RuntimeError):
 
 class ConversionError(BridgeError, RuntimeError):
     """An adapter could not turn the model into the wanted format."""
+
+
+class RecordError(BridgeError, ValueError):
+    """Something is wrong with a selection record."""
+
+
+class InvalidRecord(RecordError):
+    """The record is corrupt, truncated, or decides nothing that could be served."""
+
+
+class UnsupportedRecord(RecordError):
+    """The record has a schema that this version does not read."""
+
+
+class StaleRecord(RecordError):
+    """The model, or with ``strict=True`` the machine or a version, is not the record's."""
+
+
+class RecordNotWritten(RecordError, OSError):
+    """The record could not be written; nothing half-written is left."""
+
+
+class MeasureError(BridgeError, RuntimeError):
+    """A measurement failed, or its load generator said nothing that can be trusted."""
 
 
 class CacheError(BridgeError, OSError):
