@@ -1,0 +1,1 @@
+"""A selection record for people: one HTML page, and the words it shares with the terminal."""

@@ -1,0 +1,227 @@
+"""A selection record on the terminal: the verdict, the arms, and how to load it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bridge.record import ArmRecord, BucketRecord, Measurement, SelectionRecord, Verdict
+from bridge_bench import units
+from bridge_bench.report import wording
+from bridge_cli.render import facts, print_code, print_line, print_table
+
+__all__ = ["show"]
+
+_SLOWER_SHOWN = 5
+_NAMES_SHOWN = 4
+_REASONS_SHOWN = 5
+
+_FALLEN = frozenset({"not_conformant", "failed", "timed_out", "crashed"})
+_HINDRANCES = _FALLEN | {"infeasible"}
+
+_COLUMNS = ("arm", "status", "median", "p99", "relative", "max error")
+_STYLES = {
+    "won": "bold green",
+    "tied": "green",
+    "undecided": "yellow",
+    "over a limit": "yellow",
+    "wrong output": "bold red",
+    "failed": "bold red",
+    "timed out": "bold red",
+    "crashed": "bold red",
+}
+_HEADLINES = {"decided": "bold green", "none": "bold red"}
+
+
+def show(record: SelectionRecord, folder: Path | None) -> None:
+    """Prints the verdict, a table for each bucket, what was left out, and how to load it.
+
+    Args:
+        record: What was decided, or planned.
+        folder: Where the record lies; ``None`` if it was not written.
+    """
+    _show_head(record)
+    verdicts = {one.rows: one for one in record.decision.verdicts}
+    for bucket in record.buckets:
+        _show_bucket(record, bucket, verdicts.get(bucket.rows))
+    _show_planned(record)
+    _show_fallen(record)
+    _show_skipped(record)
+    for warning in record.warnings:
+        print_line()
+        print_line(f"warning: {warning}", "yellow")
+    _show_verdict(record, folder)
+
+
+def _show_head(record: SelectionRecord) -> None:
+    model = record.models[0] if record.models else None
+    limits = record.limits
+    told = {
+        "model": "-" if model is None else f"{model.name} ({units.size(model.size_bytes)})",
+        "arms": _tally(record),
+        "objective": limits.objective,
+    }
+    if limits.sla_percentile is not None and limits.sla_s is not None:
+        told["limit"] = f"p{100 * limits.sla_percentile:g} within {units.duration(limits.sla_s)}"
+    if limits.max_memory_bytes is not None:
+        told["memory"] = f"at most {units.size(limits.max_memory_bytes)}"
+    if limits.concurrency > 1:
+        told["callers"] = str(limits.concurrency)
+    if record.elapsed_s is not None:
+        told["took"] = units.duration(record.elapsed_s)
+    facts(told)
+
+
+def _tally(record: SelectionRecord) -> str:
+    counted: dict[str, int] = {}
+    for arm in record.arms:
+        counted[arm.status] = counted.get(arm.status, 0) + 1
+    parts = [
+        f"{counted[name]} {wording.status(name)}" for name in wording.STATUSES if name in counted
+    ]
+    return f"{len(record.arms)}: {', '.join(parts)}" if parts else "0"
+
+
+def _show_bucket(record: SelectionRecord, bucket: BucketRecord, verdict: Verdict | None) -> None:
+    measured = [(arm, one) for arm in record.arms if (one := arm.bucket(bucket.rows)) is not None]
+    if not measured:
+        return
+    winner = None if verdict is None else verdict.winner
+    ranking = () if verdict is None else verdict.ranking
+    places = {name: place for place, name in enumerate(ranking)}
+    measured.sort(
+        key=lambda pair: (
+            pair[0].id != winner,
+            pair[1].median_s is None,
+            places.get(pair[0].id, len(places)),
+            pair[1].median_s or 0.0,
+        )
+    )
+    plain = [arm for arm, one in measured if one.status == "eliminated" and not arm.is_default]
+    folded = {arm.id for arm in plain[_SLOWER_SHOWN:]}
+    if len(folded) == 1:
+        folded = set()
+    print_table(
+        _COLUMNS,
+        [_row(arm, one, winner) for arm, one in measured if arm.id not in folded],
+        title=_title(record, bucket),
+        right=_COLUMNS[2:],
+        styles=_STYLES,
+    )
+    if folded:
+        print_line(f"and {len(folded)} more that are slower", "dim")
+    explained = [
+        (arm, one)
+        for arm, one in measured
+        if one.reason and one.status in _HINDRANCES and arm.status not in _FALLEN
+    ]
+    for arm, one in explained[:_REASONS_SHOWN]:
+        print_line(f"{arm.id}: {one.reason}", indent=2)
+    if len(explained) > _REASONS_SHOWN:
+        print_line(f"and {len(explained) - _REASONS_SHOWN} more", "dim", indent=2)
+    if verdict is not None:
+        parts = [
+            wording.gain(record, verdict),
+            wording.sureness(record, verdict),
+            wording.ties(verdict),
+        ]
+        print_line(" ".join(part for part in parts if part), indent=2)
+
+
+def _title(record: SelectionRecord, bucket: BucketRecord) -> str:
+    if not record.batch_axes:
+        return "Every call"
+    about = wording.bucket_range(record, bucket.rows)
+    name = wording.number_of_rows(bucket.rows)
+    return name if about == name else f"{name} a call (stands for {about})"
+
+
+def _row(arm: ArmRecord, one: Measurement, winner: str | None) -> tuple[object, ...]:
+    marks = [
+        text for text, holds in (("default", arm.is_default), ("ref", arm.is_reference)) if holds
+    ]
+    return (
+        f"{arm.id} ({', '.join(marks)})" if marks else arm.id,
+        wording.status(one.status),
+        wording.timing(one),
+        units.duration(one.p99_s),
+        wording.slower(one, winner, arm),
+        "-" if arm.is_reference else units.number(wording.worst_error(arm)),
+    )
+
+
+def _show_planned(record: SelectionRecord) -> None:
+    planned = [arm for arm in record.arms if arm.status == "planned"]
+    if planned:
+        print_table(
+            ("arm", "tier", "why"),
+            [
+                (f"{arm.id} (default)" if arm.is_default else arm.id, arm.tier, arm.reason or "-")
+                for arm in planned
+            ],
+            title="Would be measured",
+        )
+
+
+def _show_fallen(record: SelectionRecord) -> None:
+    """The arms that ran nowhere, with the reason of each."""
+    fallen = [arm for arm in record.arms if arm.status in _FALLEN]
+    if fallen:
+        print_table(
+            ("arm", "status", "max error", "why"),
+            [
+                (
+                    arm.id,
+                    wording.status(arm.status),
+                    units.number(wording.worst_error(arm)),
+                    wording.reason_of(arm) or "-",
+                )
+                for arm in fallen
+            ],
+            title="Cannot win",
+            right=("max error",),
+            styles=_STYLES,
+        )
+
+
+def _show_skipped(record: SelectionRecord) -> None:
+    groups = wording.rules(record)
+    if groups:
+        print_table(
+            ("rule", "arms", "which"),
+            [(rule, len(arms), _names(arms)) for rule, arms in groups.items()],
+            title="Skipped before anything ran",
+            right=("arms",),
+        )
+
+
+def _names(arms: list[ArmRecord]) -> str:
+    shown = ", ".join(arm.id for arm in arms[:_NAMES_SHOWN])
+    rest = len(arms) - _NAMES_SHOWN
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+def _show_verdict(record: SelectionRecord, folder: Path | None) -> None:
+    decision = record.decision
+    print_line()
+    print_line(wording.headline(record), _HEADLINES.get(decision.status, "bold yellow"))
+    if decision.summary:
+        print_line(decision.summary)
+    if len(decision.routes) > 1:
+        facts(
+            {
+                wording.route_range(decision.routes, index): (
+                    route.arm
+                    if route.split_rows is None
+                    else f"{route.arm}, in pieces of {wording.number_of_rows(route.split_rows)}"
+                )
+                for index, route in enumerate(decision.routes)
+            }
+        )
+    code = wording.load_code(record, folder)
+    if code:
+        print_line(
+            "To load it:"
+            if folder is not None
+            else "The record was not written. With -o DIR it is, and these lines load it:"
+        )
+        print_code(f"    {line}" for line in code)
