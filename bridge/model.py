@@ -86,12 +86,15 @@ class ModelFacts:
         operators: Count of each operator, those of other domains as ``domain.Op``.
         versions: Producer, opsets, format version and the like, for people to read.
         notes: Sentences about what cannot be told without the runtime.
+        vocabularies: Rows of the smallest table that an input indexes, by input name, for
+            those inputs of which the graph tells it.
     """
 
     signatures: Mapping[str, Signature] = field(default_factory=dict)
     operators: Mapping[str, int] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    vocabularies: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def tells_inputs(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -14,13 +15,16 @@ if TYPE_CHECKING:
     from bridge.errors import BridgeError
     from bridge.signature import Signature
     from bridge_bench.profile import InputProfile
+    from bridge_bench.values import Values
 
 __all__ = [
     "BatchDim",
     "Dims",
     "HighestId",
+    "InputSpecs",
     "Inputs",
     "Rows",
+    "Samples",
     "Seed",
     "Set",
     "Shapes",
@@ -28,6 +32,7 @@ __all__ = [
     "advise",
     "make_profile",
     "pairs",
+    "read_samples",
     "read_signature",
 ]
 
@@ -66,8 +71,28 @@ Set = Annotated[
         "--set", metavar="INPUT=VALUE", help="Fill one input with a number. May be repeated."
     ),
 ]
+InputSpecs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME=SPEC",
+        help="What values an input gets: normal, uniform:low=0,high=1, zipf:vocab=200000, "
+        "ids:vocab=1000, constant:value=1, choice:a|b|c, bernoulli:p=0.1; 'broadcast' (alone, or "
+        "after a comma) repeats one row. NAME may be a pattern such as user_*. May be repeated; "
+        "a later one overrides.",
+    ),
+]
+Samples = Annotated[
+    Path | None,
+    typer.Option(
+        "--samples",
+        metavar="FILE.npz",
+        help="Recorded rows (.npz with one array per input, .npy or .json), drawn in random "
+        "order; inputs that it lacks are made up if another option says how.",
+    ),
+]
 HighestId = Annotated[
-    int,
+    int | None,
     typer.Option(
         min=0, metavar="N", help="Largest integer in made-up inputs; they may be row numbers."
     ),
@@ -91,8 +116,9 @@ def make_profile(
     dims: Sequence[str] | None,
     shapes: Sequence[str] | None,
     constants: Sequence[str] | None,
-    highest_id: int,
+    highest_id: int | None,
     seed: int,
+    inputs: Sequence[str] | None = None,
 ) -> InputProfile:
     """The profile that these options ask for; bad ones raise ``typer.BadParameter``."""
     from bridge_bench.profile import InputProfile
@@ -108,9 +134,49 @@ def make_profile(
         constants={
             name: _value(text) for name, text in pairs(constants, "--set", "sr=16000").items()
         },
+        values=_values(inputs),
         highest_id=highest_id,
         seed=seed,
     )
+
+
+def read_samples(path: Path | None, profile: InputProfile, signature: Signature) -> InputProfile:
+    """The profile with the samples of a file, if there is one.
+
+    Raises:
+        ModelNotFound: There is no such file.
+        InputError: It is broken or does not fit the signature.
+    """
+    if path is None:
+        return profile
+    from bridge_bench.samples import Samples
+
+    samples = Samples.read(path, signature, profile.batch_dim)
+    return dataclasses.replace(profile, samples=samples)
+
+
+def _values(texts: Sequence[str] | None) -> list[tuple[str, Values]]:
+    """Pairs of name and values; the first ``=`` that leaves both sound divides."""
+    from bridge.errors import InputError
+    from bridge_bench.values import Values
+
+    found = []
+    for text in texts or ():
+        places = [place for place, sign in enumerate(text) if sign == "=" and place]
+        problem: InputError | None = None
+        for place in places:  # names and values may both hold some
+            try:
+                found.append((text[:place].strip(), Values.parse(text[place + 1 :])))
+                break
+            except InputError as error:
+                problem = problem or error
+        else:
+            raise typer.BadParameter(
+                f"{text!r} is not of the form ids=zipf:vocab=200000"
+                + (f": {problem}" if problem is not None else ""),
+                param_hint="--input",
+            )
+    return found
 
 
 def advise(error: BridgeError) -> None:
