@@ -35,6 +35,7 @@ from bridge.logs import logger, native_output
 from bridge.model import ModelRef
 from bridge.options import Options
 from bridge.predictor import Predictor
+from bridge.search import Pruned
 
 __all__ = ["Availability", "Backend", "Refusal", "find_runtime"]
 
@@ -140,11 +141,14 @@ class Backend(ABC):
         options_type: Its typed options.
         device_kinds: Kinds of device it can ever use; the first that can run a model's
             format is the default.
+        is_oracle: It is there to say what is right, not to be fast: a selection leaves it
+            out unless it is named.
     """
 
     name: ClassVar[str]
     options_type: ClassVar[type[Options]] = Options
     device_kinds: ClassVar[tuple[str, ...]] = ("cpu",)
+    is_oracle: ClassVar[bool] = False
 
     @abstractmethod
     def probe(self) -> Availability:
@@ -176,8 +180,16 @@ class Backend(ABC):
         kinds = [kind for kind in self.device_kinds if kind in model.format.devices]
         return Device(kinds[0] if kinds else self.device_kinds[0])
 
-    def search_space(self, model: ModelRef, device: Device) -> tuple[Options, ...]:
-        """Legal options worth measuring for a model on a device, the default first."""
+    def search_space(self, model: ModelRef, device: Device) -> tuple[Options | Pruned, ...]:
+        """Options worth measuring for a model on a device, the most promising first.
+
+        Called for models that are not refused; imports no runtime. ``search.combine``
+        makes it from a list of values.
+
+        Returns:
+            Instances of ``options_type``, the default as the first of all, and what was
+            left out, with the rule. No two of them mean the same here.
+        """
         return (self.options_type(),)
 
     def error_rules(self) -> tuple[ErrorRule, ...]:

@@ -11,7 +11,10 @@ from typing import Any, Self
 
 from bridge.errors import OptionError, nearest
 
-__all__ = ["OptionField", "Options", "option"]
+__all__ = ["TIERS", "OptionField", "Options", "option"]
+
+TIERS = ("strict", "half", "int8")
+"""Tiers of precision, the most exact first: float32 as it is; 16 bits, TF32 included; 8 bits."""
 
 
 def option(
@@ -22,6 +25,7 @@ def option(
     choices: Iterable[str] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
+    process_wide: bool = False,
 ) -> Any:
     """A field of an ``Options`` class, with what a reader and the checks need.
 
@@ -33,6 +37,8 @@ def option(
         choices: The valid texts, for a ``str`` field.
         minimum: Smallest valid number.
         maximum: Largest valid number.
+        process_wide: It takes hold of the whole process, so that predictors that differ in
+            it disturb each other there; see ``Options.process_key``.
     """
     return dataclasses.field(
         default=default,
@@ -42,6 +48,7 @@ def option(
             "choices": None if choices is None else tuple(choices),
             "minimum": minimum,
             "maximum": maximum,
+            "process_wide": process_wide,
         },
     )
 
@@ -58,6 +65,7 @@ class OptionField:
     choices: tuple[str, ...] | None
     minimum: float | None
     maximum: float | None
+    process_wide: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,10 +86,51 @@ class Options:
         for item in dataclasses.fields(self):
             value = _checked(item, kinds[item.name], getattr(self, item.name))
             object.__setattr__(self, item.name, value)
-        self.check()
+        try:
+            self.check()
+        except OptionError as error:
+            error.detail.setdefault("rule", "illegal")
+            raise
 
     def check(self) -> None:
-        """Raises ``OptionError`` for values that are legal alone but not together."""
+        """Raises ``OptionError`` for values that are legal alone but not together.
+
+        Pass ``rule=``, the rule's name in a few words such as ``streams-over-threads``:
+        plans and reports show it. It is ``illegal`` where nothing is said.
+        """
+
+    @property
+    def tier(self) -> str:
+        """``strict`` for float32 as it is, ``half`` or ``int8`` for less; see ``TIERS``."""
+        return "strict"
+
+    @property
+    def prepares(self) -> bool:
+        """Whether something is converted, compiled or built, in ``load`` or the first calls.
+
+        It may take minutes, so that a selection gives it a budget of its own.
+        """
+        return False
+
+    def effective(self) -> Self:
+        """The plainest options that mean the same on this machine.
+
+        ``threads=2`` says nothing on a machine with two CPUs where none means "all":
+        subclasses say so here, and nothing is measured twice.
+        """
+        return self
+
+    def process_key(self) -> str:
+        """Equal for options whose predictors may live in one process; empty by default.
+
+        It names the process-wide options that differ from their defaults.
+        """
+        fields = {item.name: item for item in dataclasses.fields(self)}
+        return ",".join(
+            f"{name}={value}"
+            for name, value in self.effective().to_dict().items()
+            if fields[name].metadata["process_wide"]
+        )
 
     @classmethod
     def make(cls, given: Options | Mapping[str, Any] | Iterable[str] | None) -> Self:
@@ -140,6 +189,7 @@ class Options:
                 choices=item.metadata["choices"],
                 minimum=item.metadata["minimum"],
                 maximum=item.metadata["maximum"],
+                process_wide=item.metadata["process_wide"],
             )
             for item in dataclasses.fields(cls)
         )

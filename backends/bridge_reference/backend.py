@@ -41,6 +41,7 @@ class ReferenceBackend(Backend):
 
     name = "reference"
     options_type = ReferenceOptions
+    is_oracle = True
 
     def probe(self) -> Availability:
         """Whether ``onnx`` is installed; it is not imported."""
