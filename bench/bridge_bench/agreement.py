@@ -13,7 +13,15 @@ from bridge.check import Arrays
 from bridge.errors import InputError, nearest
 from bridge.signature import Signature, TensorSpec
 
-__all__ = ["Agreement", "agreement", "match_inputs", "match_outputs"]
+__all__ = [
+    "Agreement",
+    "Differences",
+    "agreement",
+    "differences",
+    "match_inputs",
+    "match_outputs",
+    "misfit",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,85 @@ class Agreement:
         return self.problem is None and self.tolerance is not None and self.tolerance <= tolerance
 
 
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """Two arrays of numbers of one shape, element by element.
+
+    Attributes:
+        absolute: ``|y - r|`` in float64, exact for integers; 0 where both are the same
+            infinity or both NaN, infinite where only one is finite or they otherwise differ.
+        size: ``|r|``, 0 where it is not finite.
+        has_odd: Whether a NaN or infinity of one has no counterpart in the other.
+        cosine: Cosine of the angle between the two as vectors of their finite elements;
+            ``None`` where one of them is zero.
+    """
+
+    absolute: npt.NDArray[np.float64]
+    size: npt.NDArray[np.float64]
+    has_odd: bool
+    cosine: float | None
+
+    @property
+    def max_abs(self) -> float:
+        """Largest absolute difference; 0 for empty arrays."""
+        return float(self.absolute.max(initial=0.0))
+
+    @property
+    def max_rel(self) -> float:
+        """Largest difference relative to a reference value that is not zero."""
+        if self.has_odd:
+            return float("inf")
+        counts = self.size > 0
+        # Values below the normal range may overflow the quotient, which is then infinite.
+        with np.errstate(over="ignore"):
+            return float((self.absolute[counts] / self.size[counts]).max(initial=0.0))
+
+
+def misfit(reference: npt.NDArray[Any], other: npt.NDArray[Any]) -> str | None:
+    """What differs besides values: dtype or shape; nothing is cast or broadcast."""
+    if other.dtype != reference.dtype and not _is_text(reference, other):
+        return f"dtype {other.dtype}, not {reference.dtype}"
+    if other.shape != reference.shape:
+        return f"shape {other.shape}, not {reference.shape}"
+    return None
+
+
+def differences(reference: npt.NDArray[Any], other: npt.NDArray[Any]) -> Differences:
+    """Compares two arrays of numbers that have no ``misfit``."""
+    wanted = reference.astype(np.complex128 if reference.dtype.kind == "c" else np.float64)
+    got = other.astype(wanted.dtype)
+    is_finite = np.isfinite(wanted) & np.isfinite(got)
+    same_odd = (np.isnan(wanted) & np.isnan(got)) | (wanted == got)
+    is_odd = ~is_finite & ~same_odd
+    absolute = np.zeros(wanted.shape, np.float64)
+    if reference.dtype.kind in "iu":
+        # In float64, large ids that differ by little would look equal.
+        high, low = np.maximum(other, reference), np.minimum(other, reference)
+        absolute[...] = high.astype(np.uint64) - low.astype(np.uint64)
+    else:
+        with np.errstate(over="ignore"):
+            absolute[is_finite] = np.abs(got[is_finite] - wanted[is_finite])
+        absolute[is_odd] = np.inf
+    size = np.where(np.isfinite(wanted), np.abs(wanted), 0.0)
+    return Differences(
+        absolute, size, bool(is_odd.any()), _cosine(wanted[is_finite], got[is_finite])
+    )
+
+
+def _cosine(right: npt.NDArray[Any], left: npt.NDArray[Any]) -> float | None:
+    peaks = [float(np.abs(one).max(initial=0.0)) for one in (left, right)]
+    if 0.0 in peaks or not np.all(np.isfinite(peaks)):
+        return None
+    # Scaled, as the squares of very large or small values leave the range.
+    left, right = left / peaks[0], right / peaks[1]
+    norms = float(np.linalg.norm(left)) * float(np.linalg.norm(right))
+    return max(-1.0, min(1.0, float(np.real(np.vdot(right, left))) / norms))
+
+
+def _is_text(*arrays: npt.NDArray[Any]) -> bool:
+    return all(array.dtype.kind in "OSUT" for array in arrays)
+
+
 def agreement(
     output: str,
     reference: npt.NDArray[Any],
@@ -54,40 +141,22 @@ def agreement(
     """Compares one output; nothing is cast or broadcast to make it fit."""
     if other is None or other_name is None:
         return Agreement(output, None, problem="no output could be matched with it")
-    if other.dtype != reference.dtype:
-        return Agreement(output, other_name, problem=f"dtype {other.dtype}, not {reference.dtype}")
-    if other.shape != reference.shape:
-        return Agreement(output, other_name, problem=f"shape {other.shape}, not {reference.shape}")
-    if reference.dtype.kind in "OSU":
+    problem = misfit(reference, other)
+    if problem is not None:
+        return Agreement(output, other_name, problem=problem)
+    if _is_text(reference, other):
         differing = int(np.sum(reference != other))
         problem = f"{differing} of {reference.size} strings differ" if differing else None
         return Agreement(output, other_name, tolerance=None if differing else 0.0, problem=problem)
-    wanted = reference.astype(np.complex128 if reference.dtype.kind == "c" else np.float64)
-    got = other.astype(wanted.dtype)
-    is_finite = np.isfinite(wanted) & np.isfinite(got)
-    same_odd = (np.isnan(wanted) & np.isnan(got)) | (wanted == got)
-    has_odd = bool(np.any(~is_finite & ~same_odd))
-    left, right = got[is_finite], wanted[is_finite]
-    if reference.dtype.kind in "iu":
-        # In float64, large ids that differ by little would look equal.
-        high, low = np.maximum(other, reference), np.minimum(other, reference)
-        difference = (high.astype(np.uint64) - low.astype(np.uint64)).astype(np.float64).ravel()
-    else:
-        difference = np.abs(left - right)
-    size = np.abs(right)
-    nonzero = size > 0
-    norms = float(np.linalg.norm(left)) * float(np.linalg.norm(right))
-    dot = float(np.real(np.vdot(right, left)))
-    largest = float(difference.max(initial=0.0))
+    found = differences(reference, other)
+    cosine = found.cosine
     return Agreement(
         output,
         other_name,
-        max_abs=float("inf") if has_odd else largest,
-        max_rel=float("inf")
-        if has_odd
-        else float((difference[nonzero] / size[nonzero]).max(initial=0.0)),
-        cosine=dot / norms if norms else (1.0 if largest == 0 else 0.0),
-        tolerance=float("inf") if has_odd else float((difference / (1 + size)).max(initial=0.0)),
+        max_abs=found.max_abs,
+        max_rel=found.max_rel,
+        cosine=cosine if cosine is not None else float(found.max_abs == 0),
+        tolerance=float((found.absolute / (1 + found.size)).max(initial=0.0)),
     )
 
 
