@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-__all__ = ["usable_cpus"]
+__all__ = ["quota_cpus", "usable_cpus"]
 
 
 def usable_cpus(root: Path = Path("/")) -> int:
@@ -28,6 +28,11 @@ def usable_cpus(root: Path = Path("/")) -> int:
     for quota, period in _quotas(root):
         count = min(count, -(-quota // period))
     return max(count, 1)
+
+
+def quota_cpus(root: Path = Path("/")) -> float | None:
+    """CPUs' worth of time that the tightest cgroup quota allows; ``None`` without one."""
+    return min((quota / period for quota, period in _quotas(root)), default=None)
 
 
 def _quotas(root: Path) -> Iterator[tuple[int, int]]:

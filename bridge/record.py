@@ -10,7 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from bridge import document
 
 __all__ = [
     "SCHEMA",
@@ -290,6 +293,7 @@ class Protocol:
     delta: float = 0.05
     looks: tuple[int, ...] = (6, 9, 14, 20, 30, 45)
     cut_ratio: float = 2.0
+    margin: float = 0.005
     slice_s: float = 0.05
     min_calls: int = 3
     max_calls: int = 500
@@ -428,6 +432,8 @@ class SelectionRecord:
         warnings: Sentences.
         attachments: SHA-256 of other files of the folder by relative path, such as the
             times of all calls in ``calls.npz``.
+        folder: Where it was read from or written to; ``None`` for one that is in memory
+            only. Not part of the document.
     """
 
     schema: str
@@ -454,6 +460,16 @@ class SelectionRecord:
     elapsed_s: float | None = None
     warnings: tuple[str, ...] = ()
     attachments: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = field(default=None, compare=False, metadata={"stored": False})
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, as ``from_dict`` reads it; ``InvalidRecord`` names a field that has none."""
+        return document.encode(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SelectionRecord:
+        """Reads the JSON form; ``InvalidRecord`` names the field that does not fit."""
+        return document.decode(cls, data)
 
     def arm(self, id: str) -> ArmRecord:
         """The arm of that id; ``KeyError`` if there is none."""
