@@ -15,6 +15,7 @@ from pathlib import Path
 from bridge.errors import InvalidModel, UnsupportedModel, UntrustedModel
 from bridge.formats.containment import NamedFile, named_file, outside
 from bridge.formats.onnx.graph import Contents, StoredTensor, read_model
+from bridge.formats.onnx.tables import read_vocabularies
 from bridge.model import FileProbe, Format, ModelFacts, ModelRef
 from bridge.wire import LENGTH, VARINT, Span, WireError, opened
 
@@ -83,6 +84,7 @@ class Onnx(Format):
             operators=dict(contents.operators.most_common()),
             versions=versions,
             notes=tuple(_notes(contents)),
+            vocabularies=_vocabularies(model, contents),
         )
 
     def check(self, model: ModelRef) -> None:
@@ -167,6 +169,24 @@ def _contents(model: ModelRef) -> Contents:
             return read_model(root)
     except WireError as error:
         raise error.invalid(model.name, Onnx.title) from error
+
+
+def _vocabularies(model: ModelRef, contents: Contents) -> dict[str, int]:
+    """What the inputs index, for those that the signature has and that hold numbers."""
+    if "Gather" not in contents.operators:
+        return {}
+    source = model.data if model.data is not None else model.file
+    try:
+        with opened(source) as root:
+            found = read_vocabularies(root)
+    except WireError as error:
+        raise error.invalid(model.name, Onnx.title) from error
+    known = {
+        spec.name
+        for spec in contents.signature.inputs
+        if spec.dtype is not None and (spec.dtype.is_integer or spec.dtype.is_float)
+    }
+    return {name: rows for name, rows in found.items() if name in known}
 
 
 def _named_files(model: ModelRef, contents: Contents) -> list[Path]:
