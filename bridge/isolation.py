@@ -1,200 +1,276 @@
-"""The parent side of a worker: a predictor in a process of its own.
+"""The parent side of a worker: predictors in a process of their own.
 
-A crash or a hang of the runtime ends the worker, never the caller. The worker is a
-fresh interpreter (``python -m bridge.worker``): nothing is forked, nothing is pickled,
-and the current folder is not on its path.
+A crash or a hang of the runtime ends the worker, never the caller.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import queue
 import select
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
-from pathlib import Path
+from dataclasses import dataclass
+from os import PathLike
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from bridge import message
+from bridge.capabilities import ThreadSafety
+from bridge.check import Arrays
+from bridge.child import Child
+from bridge.device import Device
 from bridge.errors import InputError, PredictorClosed, PredictTimeout, WorkerDied
 from bridge.options import Options
 from bridge.signature import Signature
+from bridge.slice import Slice
 
-__all__ = ["Worker"]
+__all__ = ["Loaded", "Slice", "Worker"]
 
 _SIGNALS_MS = 200  # how long a signal may wait to be looked at
-_GRACE_S = 2.0  # between SIGTERM and SIGKILL
 
 
-class _Spawner:
-    """A thread that starts all workers of this process, and lives as long as it does.
-
-    The kernel ends a worker when the thread that started it ends, not when the process
-    does: prctl(2), PR_SET_PDEATHSIG. So no passing thread may start one.
-    """
-
-    def __init__(self) -> None:
-        self.process = os.getpid()
-        self._wanted: queue.SimpleQueue[tuple[IO[bytes], Future[subprocess.Popen[bytes]]]] = (
-            queue.SimpleQueue()
-        )
-        threading.Thread(target=self._serve, name="bridge-workers", daemon=True).start()
-
-    def start(self, errors: IO[bytes]) -> subprocess.Popen[bytes]:
-        future: Future[subprocess.Popen[bytes]] = Future()
-        self._wanted.put((errors, future))
-        return future.result()
-
-    def _serve(self) -> None:
-        while True:
-            errors, future = self._wanted.get()
-            try:
-                process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "bridge.worker"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                )
-            except BaseException as error:  # noqa: BLE001 - raised where it was asked for
-                future.set_exception(error)
-            else:
-                future.set_result(process)
-                del process  # or the last one would never be collected
-            del errors, future
-
-
-_spawner: _Spawner | None = None
-_spawner_lock = threading.Lock()
-
-
-def _started(errors: IO[bytes]) -> subprocess.Popen[bytes]:
-    global _spawner  # noqa: PLW0603 - one thread for the whole process
-    with _spawner_lock:
-        if _spawner is None or _spawner.process != os.getpid():  # a fork leaves the thread behind
-            _spawner = _Spawner()
-    return _spawner.start(errors)
-
-
-def _after_fork() -> None:
-    global _spawner_lock  # noqa: PLW0603
-    _spawner_lock = threading.Lock()  # another thread may have held it at the fork
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-class Worker:
-    """One child process that serves one model; used by one thread at a time.
+@dataclass(frozen=True)
+class Loaded:
+    """What a worker tells of a model that it has loaded.
 
     Attributes:
-        signature: Signature of the loaded model.
-        info: ``PredictorInfo.to_dict()`` of the loaded model.
-        load_s: Time that ``bridge.load`` took in the child, runtime import included.
+        signature: Its signature.
+        info: ``PredictorInfo.to_dict()``.
+        load_s: Time of ``bridge.load`` in the child; that of importing the runtime is
+            in it unless ``prepare_runtime`` came first.
+        rss_growth_bytes: Resident memory after loading less that before, at least 0.
+        thread_safety: How its calls may come from threads.
+        zero_rows: Whether it takes dims of size 0.
     """
 
     signature: Signature
-    info: dict[str, Any]
+    info: Mapping[str, Any]
     load_s: float
+    rss_growth_bytes: int
+    thread_safety: ThreadSafety
+    zero_rows: bool
 
-    def __init__(self) -> None:
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
-        try:
-            self._process = _started(self._errors)
-        except BaseException:
-            self._errors.close()
-            raise
+
+class Worker:
+    """One child process that serves models, each in a slot; used by one thread at a time.
+
+    Every method but ``close`` raises ``WorkerDied`` if the child ends meanwhile,
+    ``PredictTimeout`` if it does not answer in time (it is ended then), and
+    ``PredictorClosed`` once this worker is closed.
+    """
+
+    def __init__(self, *, environment: Mapping[str, str] | None = None) -> None:
+        """Starts the child.
+
+        Args:
+            environment: Variables for the child, on top of this process's own.
+        """
+        self._child = Child(environment=environment)
+
+    @property
+    def pid(self) -> int:
+        """Number of the child process."""
+        return self._child.process.pid
+
+    def prepare_runtime(self, backend: str, *, timeout_s: float = 60.0) -> int:
+        """Imports the runtime of a backend in the child.
+
+        Returns:
+            Resident memory of the child after that, in bytes.
+
+        Raises:
+            BackendNotFound, BackendUnavailable: Something is wrong with the backend.
+        """
+        answer, _ = self._request({"do": "prepare", "backend": backend}, timeout_s=timeout_s)
+        return int(answer["rss_bytes"])
 
     def load(
         self,
-        model: Path,
+        model: str | PathLike[str],
         *,
         backend: str | None = None,
-        device: str | None = None,
-        options: Options | Mapping[str, Any] | None = None,
+        device: str | Device | None = None,
+        options: Options | Mapping[str, Any] | Sequence[str] | None = None,
         signature: str | Signature | None = None,
         trust: bool = False,
+        slot: int = 0,
         timeout_s: float = 300.0,
-    ) -> None:
-        """Loads a model in the child; arguments and errors as ``bridge.load``.
+    ) -> Loaded:
+        """Loads a model, given by its path, in the child; as ``bridge.load``, errors too.
 
-        Raises:
-            PredictTimeout: It took longer than ``timeout_s``; the child was ended.
-            WorkerDied: The child crashed.
+        What the slot held before is closed first.
         """
         answer, _ = self._request(
             {
                 "do": "load",
+                "slot": slot,
                 "model": str(model),
                 "backend": backend,
-                "device": device,
-                "options": options.to_dict() if isinstance(options, Options) else options,
+                "device": None if device is None else str(device),
+                "options": _plain(options),
                 "signature": signature.to_dict() if isinstance(signature, Signature) else signature,
                 "trust": trust,
             },
             timeout_s=timeout_s,
         )
-        self.signature = Signature.from_dict(answer["signature"])
-        self.info = answer["info"]
-        self.load_s = answer["load_s"]
+        return Loaded(
+            signature=Signature.from_dict(answer["signature"]),
+            info=answer["info"],
+            load_s=float(answer["load_s"]),
+            rss_growth_bytes=int(answer["rss_growth_bytes"]),
+            thread_safety=ThreadSafety[answer["thread_safety"]],
+            zero_rows=bool(answer["zero_rows"]),
+        )
+
+    def unload(self, slot: int = 0, *, timeout_s: float = 60.0) -> None:
+        """Closes the predictor of a slot and forgets its outputs; an empty slot is fine."""
+        self._request({"do": "unload", "slot": slot}, timeout_s=timeout_s)
 
     def predict(
         self,
         inputs: Mapping[str, npt.NDArray[Any]],
         outputs: Sequence[str] | None = None,
         *,
+        slot: int = 0,
         timeout_s: float = 60.0,
-    ) -> tuple[dict[str, npt.NDArray[Any]], float]:
+    ) -> tuple[Arrays, float]:
         """One call: the outputs, and the seconds it took inside the child."""
-        request = {"do": "predict", "outputs": outputs if outputs is None else list(outputs)}
-        answer, results = self._request(request, inputs, timeout_s=timeout_s)
-        return results, answer["call_s"]
+        names = outputs if outputs is None else list(outputs)
+        answer, results = self._request(
+            {"do": "predict", "slot": slot, "outputs": names}, inputs, timeout_s=timeout_s
+        )
+        return results, float(answer["call_s"])
 
-    def keep_inputs(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Adds one set of inputs that ``measure`` uses in turn."""
-        self._request({"do": "inputs"}, inputs)
+    def keep_inputs(
+        self,
+        key: str,
+        variants: Sequence[Mapping[str, npt.NDArray[Any]]],
+        *,
+        timeout_s: float = 60.0,
+    ) -> None:
+        """Keeps sets of inputs in the child, for ``measure`` in any slot.
 
-    def measure(self, calls: int, *, timeout_s: float = 60.0) -> npt.NDArray[np.int64]:
-        """Nanoseconds of each of ``calls`` calls over the kept inputs."""
-        _, arrays = self._request({"do": "measure", "calls": calls}, timeout_s=timeout_s)
+        Args:
+            key: Name to call them by, such as the number of rows. Sets kept under it
+                before, and the outputs kept for them, are forgotten.
+            variants: At least one set of inputs by name.
+            timeout_s: Deadline.
+
+        Raises:
+            InputError: There is no set, or an array that cannot be sent.
+        """
+        if not variants:
+            raise InputError(
+                f"no inputs were given for '{key}'; wanted at least one set.",
+                fix="Pass a list with one dict of arrays or more.",
+            )
+        names = [list(one) for one in variants]
+        arrays = {
+            f"{index}:{name}": array
+            for index, one in enumerate(variants)
+            for name, array in one.items()
+        }
+        self._request({"do": "inputs", "key": key, "names": names}, arrays, timeout_s=timeout_s)
+
+    def keep_outputs(
+        self, *, slot: int = 0, key: str = "", timeout_s: float = 60.0
+    ) -> tuple[float, ...]:
+        """Runs each kept set of inputs once and keeps the outputs in the child.
+
+        ``measure`` compares later outputs with them; see ``Slice.drift``.
+
+        Returns:
+            Seconds of each call.
+        """
+        answer, _ = self._request({"do": "outputs", "slot": slot, "key": key}, timeout_s=timeout_s)
+        return tuple(float(one) for one in answer["calls_s"])
+
+    def measure(
+        self,
+        calls: int,
+        *,
+        slot: int = 0,
+        key: str = "",
+        discard: int = 2,
+        callers: int = 1,
+        split_rows: int | None = None,
+        batch_axes: Mapping[str, int] | None = None,
+        output_batch_axes: Mapping[str, int] | None = None,
+        timeout_s: float = 60.0,
+    ) -> Slice:
+        """Times calls of one slot over the sets of inputs kept under a key, in turn.
+
+        Args:
+            calls: Number of calls to time.
+            slot: The predictor.
+            key: The inputs.
+            discard: Calls before them, whose times are thrown away.
+            callers: Threads in the child that share the calls, each in a closed loop.
+            split_rows: Time each call cut into pieces of at most this many rows, as
+                ``bridge.routing.split_predict`` does; ``None`` for whole calls.
+            batch_axes: For a split, the axis that counts rows by input name; ``None``
+                means what the signature says.
+            output_batch_axes: The same for outputs; ``None`` means axis 0 of each.
+            timeout_s: Deadline for all of it.
+        """
+        answer, arrays = self._request(
+            {
+                "do": "measure",
+                "slot": slot,
+                "key": key,
+                "calls": calls,
+                "discard": discard,
+                "callers": callers,
+                "split_rows": split_rows,
+                "batch_axes": None if batch_axes is None else dict(batch_axes),
+                "output_batch_axes": None if output_batch_axes is None else dict(output_batch_axes),
+            },
+            timeout_s=timeout_s,
+        )
+        found = answer["drift"]
+        return Slice(
+            ns=arrays["ns"],
+            elapsed_ns=int(answer["elapsed_ns"]),
+            cpu_ns=int(answer["cpu_ns"]),
+            drift=None if found is None else float(found),
+        )
+
+    def null_call_ns(self, calls: int, *, timeout_s: float = 60.0) -> npt.NDArray[np.int64]:
+        """Nanoseconds of calls that do nothing, timed as ``measure`` times real ones."""
+        _, arrays = self._request({"do": "null", "calls": calls}, timeout_s=timeout_s)
         return arrays["ns"]
 
-    def memory(self) -> dict[str, int]:
-        """``rss_bytes`` and ``peak_rss_bytes`` of the child so far."""
-        answer, _ = self._request({"do": "memory"})
+    def memory(self, *, reset_peak: bool = False) -> dict[str, int]:
+        """``rss_bytes`` and ``peak_rss_bytes`` of the child.
+
+        Args:
+            reset_peak: Let the peak start anew from now, where the system allows it.
+        """
+        answer, _ = self._request({"do": "memory", "reset_peak": reset_peak})
         return {key: int(value) for key, value in answer.items()}
 
     def pause(self) -> None:
         """Stops the child, so that its idle threads cannot disturb a measurement."""
-        self._process.send_signal(signal.SIGSTOP)
+        self._child.process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Lets a paused child go on."""
-        self._process.send_signal(signal.SIGCONT)
+        self._child.process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
         """Ends the child, politely at first; may be called twice."""
-        if self._errors.closed:
+        child = self._child
+        if child.is_closed:
             return
-        if self._process.poll() is None:
+        if child.is_running:
             self.resume()
             with contextlib.suppress(PredictTimeout, WorkerDied):  # then it is gone already
                 self._request({"do": "close"}, timeout_s=10.0)
-            self._end()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):  # a request that never arrived
-                    stream.close()
-        self._errors.close()
+        child.close()
 
     def __enter__(self) -> Self:
         return self
@@ -213,10 +289,11 @@ class Worker:
         arrays: Mapping[str, npt.NDArray[Any]] | None = None,
         *,
         timeout_s: float = 60.0,
-    ) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-        if self._errors.closed:
+    ) -> tuple[dict[str, Any], Arrays]:
+        child = self._child
+        if child.is_closed:
             raise PredictorClosed("the worker is closed.", fix="Start another one.")
-        process = self._process
+        process = child.process
         assert process.stdin is not None
         assert process.stdout is not None
         # The watchdog ends the child at the deadline, which ends any blocked read or
@@ -225,7 +302,7 @@ class Worker:
 
         def end_late() -> None:
             is_late.set()
-            self._end()
+            child.end()
 
         watchdog = threading.Timer(timeout_s, end_late)
         watchdog.daemon = True
@@ -241,60 +318,27 @@ class Worker:
             answer, results = message.read(process.stdout)
         except (OSError, EOFError) as error:
             if is_late.is_set():
-                raise self._late(fields["do"], timeout_s) from None
-            raise self._died() from error
+                raise child.late(fields["do"], timeout_s) from None
+            raise child.died() from error
         except InputError:  # nothing was sent
             raise
         except BaseException:
             # Half a message, or an answer that nobody fetched: the next request would
             # take it for its own.
-            self._end()
+            child.end()
             raise
         finally:
             watchdog.cancel()
         if is_late.is_set():  # it answered while it was being ended
-            raise self._late(fields["do"], timeout_s)
+            raise child.late(fields["do"], timeout_s)
         if "error" in answer:
             raise message.error_from(answer["error"])
         return answer, results
 
-    def _late(self, request: str, timeout_s: float) -> PredictTimeout:
-        return PredictTimeout(
-            f"the worker did not answer '{request}' within {timeout_s:g} s.",
-            fix="Give it more time, or look at what the runtime does meanwhile.",
-            timeout_s=timeout_s,
-            log=self._log_tail(),
-        )
 
-    def _died(self) -> WorkerDied:
-        try:
-            status = self._process.wait(timeout=_GRACE_S)
-        except subprocess.TimeoutExpired:
-            self._end()
-            status = self._process.returncode
-        if status < 0:
-            how = f"by signal {signal.Signals(-status).name}"
-        else:
-            how = f"with exit status {status}"
-        return WorkerDied(
-            f"the worker process ended {how}.",
-            fix="Its last output is in detail['log'].",
-            status=status,
-            log=self._log_tail(),
-        )
-
-    def _end(self) -> None:
-        process = self._process
-        if process.poll() is None:
-            process.terminate()
-            process.send_signal(signal.SIGCONT)  # a stopped process does not end otherwise
-            try:
-                process.wait(timeout=_GRACE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-    def _log_tail(self) -> str:
-        size = self._errors.seek(0, os.SEEK_END)
-        self._errors.seek(max(0, size - 4000))
-        return self._errors.read().decode("utf-8", "replace")
+def _plain(options: Options | Mapping[str, Any] | Sequence[str] | None) -> Any:
+    if isinstance(options, Options):
+        return options.to_dict()
+    if options is None or isinstance(options, (str, Mapping)):
+        return options
+    return list(options)

@@ -22,7 +22,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 
-__all__ = ["NativeOutput", "logger", "native_output"]
+__all__ = ["NativeOutput", "logger", "native_output", "outputs_are_kept"]
 
 _OUTPUTS = (1, 2)
 _KEPT_LINES = 1000
@@ -55,6 +55,19 @@ logging.getLogger("bridge").addHandler(logging.NullHandler())
 def logger(backend: str) -> logging.Logger:
     """The logger ``bridge.<backend>``."""
     return logging.getLogger(f"bridge.{backend}")
+
+
+def outputs_are_kept() -> None:
+    """Says that both outputs of this process are one file, readable and kept by somebody.
+
+    ``native_output`` redirects nothing from now on, so that what a runtime prints just
+    before it ends the process is not lost; blocks still know their lines.
+    """
+    global _is_kept  # noqa: PLW0603 - the descriptors are global as well
+    _is_kept = True
+
+
+_is_kept = False
 
 
 class NativeOutput:
@@ -94,11 +107,14 @@ class _Capture:
         self._owners: list[tuple[int, logging.Logger]] = []
         # Taken at number 3 or above: where 1 or 2 is closed, a new file would get that
         # number, and be overwritten by the very redirection it is meant for.
-        self._file = _scratch()
+        kept = _copy(_OUTPUTS[-1]) if _is_kept else None
+        self._file = _scratch() if kept is None else kept
         # Linux does not lock the position of a memory file: without this, threads that
         # write at the same time overwrite each other.
         fcntl.fcntl(self._file, fcntl.F_SETFL, os.O_APPEND)
         self._saved: dict[int, int | None] = {}
+        if kept is not None:
+            return
         try:
             for output in _OUTPUTS:
                 self._saved[output] = _copy(output)
@@ -154,7 +170,7 @@ class _Capture:
     def forward(self) -> None:
         """Log every line, to the block that was the latest to begin when it was written."""
         starts = [offset for offset, _ in self._owners]
-        for offset, line in self.lines(0):
+        for offset, line in self.lines(starts[0]):
             _, target = self._owners[max(bisect.bisect_right(starts, offset) - 1, 0)]
             target.log(_level(line), "%s", line)
 

@@ -1,13 +1,20 @@
-"""The child side of a worker: ``python -m bridge.worker`` serves one predictor.
+"""The child side of a worker: ``python -m bridge.worker`` serves predictors in slots.
 
 It reads requests from its standard input and answers on its standard output; what
-runtimes print goes to standard error. Requests, by their field ``do``:
+runtimes print goes to standard error, a file that the parent reads when something went
+wrong. Requests, by their field ``do``:
 
-``load``     model, backend, device, options, signature, trust -> signature, info, load_s
-``predict``  outputs, with arrays -> arrays, call_s
-``inputs``   with arrays: keeps them as one set of inputs for ``measure``
-``measure``  calls -> array ``ns`` of the duration of each call, over the kept inputs in turn
-``memory``   -> rss_bytes, peak_rss_bytes
+``prepare``  backend -> rss_bytes, with the runtime imported
+``load``     slot, model, backend, device, options, signature, trust -> signature, info,
+             load_s, rss_growth_bytes, thread_safety, zero_rows
+``unload``   slot
+``predict``  slot, outputs, with arrays -> arrays, call_s
+``inputs``   key, names, with arrays: sets of inputs for ``measure``
+``outputs``  slot, key -> calls_s; keeps the outputs of each set of inputs
+``measure``  slot, key, calls, discard, callers, split_rows, ... -> elapsed_ns, cpu_ns, drift
+             and the array ``ns``
+``null``     calls -> array ``ns`` of calls that do nothing
+``memory``   reset_peak -> rss_bytes, peak_rss_bytes
 ``close``    ends the process
 
 An answer has either its fields or ``error``.
@@ -15,43 +22,56 @@ An answer has either its fields or ``error``.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
-import resource
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter, perf_counter_ns
+from time import perf_counter
 from typing import Any, BinaryIO
 
-import numpy as np
-
-from bridge import message
+from bridge import logs, message
 from bridge.check import Arrays
 from bridge.errors import BridgeError, PredictError
 from bridge.loading import load
 from bridge.predictor import Predictor
+from bridge.registry import registry
 from bridge.signature import Signature
+from bridge.slice import drift, null_call, timed
 
 __all__ = ["main"]
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
+_Answer = tuple[dict[str, Any], Arrays]
+
 
 class _Service:
-    """The predictor of this process and the inputs kept for measuring."""
+    """The predictors of this process, and the inputs and outputs kept for measuring."""
 
     def __init__(self) -> None:
-        self._predictor: Predictor | None = None
-        self._inputs: list[Arrays] = []
-        self._turn = 0
+        self._predictors: dict[int, Predictor] = {}
+        self._inputs: dict[str, list[Arrays]] = {}
+        self._outputs: dict[tuple[int, str], list[Arrays]] = {}
+        self._turns: dict[tuple[int, str], int] = {}
 
-    def load(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
-        signature = request["signature"]
+    def prepare(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
+        backend = registry().backends.get(request["backend"])
+        backend.require()
+        # Both may import the runtime; for every backend so far, one of them does.
+        backend.devices()
+        backend.error_rules()
+        return {"rss_bytes": _rss_bytes()}, {}
+
+    def load(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
+        slot, signature = request["slot"], request["signature"]
+        self.unload(request, arrays)
+        before = _rss_bytes()
         started = perf_counter()
-        self._predictor = load(
+        predictor = load(
             request["model"],
             backend=request["backend"],
             device=request["device"],
@@ -59,51 +79,138 @@ class _Service:
             signature=Signature.from_dict(signature) if isinstance(signature, dict) else signature,
             trust=request["trust"],
         )
+        load_s = perf_counter() - started
+        self._predictors[slot] = predictor
+        claims = predictor._capabilities
         answer = {
-            "load_s": perf_counter() - started,
-            "signature": self._predictor.signature.to_dict(),
-            "info": self._predictor.info.to_dict(),
+            "load_s": load_s,
+            "rss_growth_bytes": max(0, _rss_bytes() - before),
+            "signature": predictor.signature.to_dict(),
+            "info": predictor.info.to_dict(),
+            "thread_safety": claims.thread_safety.name,
+            "zero_rows": claims.zero_rows,
         }
         return answer, {}
 
-    def predict(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
+    def unload(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
+        slot = request["slot"]
+        predictor = self._predictors.pop(slot, None)
+        for entry in [one for one in self._turns if one[0] == slot]:
+            self._turns.pop(entry)
+        for entry in [one for one in self._outputs if one[0] == slot]:
+            self._outputs.pop(entry)
+        if predictor is not None:
+            predictor.close()
+        return {}, {}
+
+    def predict(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
+        predict = self.predictor(request["slot"]).predict
         started = perf_counter()
-        results = self._loaded().predict(arrays, request["outputs"])
+        results = predict(arrays, request["outputs"])
         return {"call_s": perf_counter() - started}, results
 
-    def inputs(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
-        self._inputs.append(arrays)
-        return {"kept": len(self._inputs)}, {}
+    def inputs(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
+        key = request["key"]
+        self._inputs[key] = [
+            {name: arrays[f"{index}:{name}"] for name in names}
+            for index, names in enumerate(request["names"])
+        ]
+        for entry in [one for one in self._outputs if one[1] == key]:
+            self._outputs.pop(entry)
+        return {}, {}
 
-    def measure(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
-        predict = self._loaded().predict
-        if not self._inputs:
-            raise PredictError("the worker has no inputs to measure with.", fix="Keep some first.")
-        durations = np.zeros(int(request["calls"]), np.int64)
-        for index in range(len(durations)):
-            inputs = self._inputs[self._turn % len(self._inputs)]
-            self._turn += 1
-            started = perf_counter_ns()
-            predict(inputs)
-            durations[index] = perf_counter_ns() - started
-        return {}, {"ns": durations}
+    def outputs(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
+        slot, key = request["slot"], request["key"]
+        predict = self.predictor(slot).predict
+        kept, calls_s = [], []
+        for inputs in self._variants(key):
+            started = perf_counter()
+            kept.append(predict(inputs))
+            calls_s.append(perf_counter() - started)
+        self._outputs[slot, key] = kept
+        return {"calls_s": calls_s}, {}
 
-    def memory(self, request: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, getrusage(2)
-        return {
-            "rss_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
-            "peak_rss_bytes": peak_kib * 1024,
-        }, {}
+    def measure(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
+        slot, key, calls = request["slot"], request["key"], request["calls"]
+        discard = request["discard"]
+        variants = self._variants(key)
+        found, last, variant = timed(
+            self._call(request),
+            variants,
+            calls,
+            first=self._turns.get((slot, key), 0),
+            discard=discard,
+            callers=request["callers"],
+        )
+        # The next slice begins where this one ended, so that few calls see all variants.
+        self._turns[slot, key] = (variant + 1) % len(variants)
+        kept = self._outputs.get((slot, key))
+        answer = {
+            "elapsed_ns": found.elapsed_ns,
+            "cpu_ns": found.cpu_ns,
+            "drift": None if kept is None else drift(last, kept[variant]),
+        }
+        return answer, {"ns": found.ns}
+
+    def null(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
+        found, _, _ = timed(null_call, [{}], request["calls"], discard=10)
+        return {}, {"ns": found.ns}
+
+    def memory(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
+        answer = {"rss_bytes": _rss_bytes(), "peak_rss_bytes": _peak_rss_bytes()}
+        if request["reset_peak"]:
+            # "5" resets the peak: proc_pid_clear_refs(5). Not every container allows it.
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        return answer, {}
 
     def close(self) -> None:
-        if self._predictor is not None:
-            self._predictor.close()
+        for predictor in self._predictors.values():
+            predictor.close()
 
-    def _loaded(self) -> Predictor:
-        if self._predictor is None:
-            raise PredictError("the worker has no model yet.", fix="Send a load request first.")
-        return self._predictor
+    def predictor(self, slot: int) -> Predictor:
+        """What is loaded in a slot; ``PredictError`` if nothing is."""
+        try:
+            return self._predictors[slot]
+        except KeyError:
+            raise PredictError(
+                f"the worker has no model yet in slot {slot}.", fix="Send a load request first."
+            ) from None
+
+    def _variants(self, key: str) -> list[Arrays]:
+        try:
+            return self._inputs[key]
+        except KeyError:
+            raise PredictError(
+                f"the worker has no inputs '{key}' to measure with.", fix="Keep some first."
+            ) from None
+
+    def _call(self, request: dict[str, Any]) -> Callable[[Arrays], Arrays]:
+        predictor = self.predictor(request["slot"])
+        rows = request["split_rows"]
+        if rows is None:
+            return predictor.predict
+        from bridge.routing import split_predict
+
+        axes, output_axes = request["batch_axes"], request["output_batch_axes"]
+        if axes is None:
+            axes = predictor.signature.batch_axes()
+        if output_axes is None:
+            output_axes = dict.fromkeys(predictor.signature.output_names, 0)
+        return lambda inputs: split_predict(predictor, inputs, None, rows, axes, output_axes)
+
+
+def _rss_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _peak_rss_bytes() -> int:
+    # Not ru_maxrss: a child starts with its parent's, and nothing resets it.
+    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").split("\n"):
+        if line.startswith("VmHWM:"):
+            return max(int(line.split()[1]) * 1024, _rss_bytes())
+    return _rss_bytes()
 
 
 def main() -> int:
@@ -115,12 +222,17 @@ def main() -> int:
     requests = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a runtime that prints must not garble the answers
+    logs.outputs_are_kept()
     service = _Service()
     handlers = {
+        "prepare": service.prepare,
         "load": service.load,
+        "unload": service.unload,
         "predict": service.predict,
         "inputs": service.inputs,
+        "outputs": service.outputs,
         "measure": service.measure,
+        "null": service.null,
         "memory": service.memory,
     }
     while True:
@@ -138,7 +250,7 @@ def main() -> int:
 
 def _answer(
     answers: BinaryIO,
-    handle: Callable[[dict[str, Any], Arrays], tuple[dict[str, Any], Arrays]],
+    handle: Callable[[dict[str, Any], Arrays], _Answer],
     fields: dict[str, Any],
     arrays: Arrays,
 ) -> None:
@@ -151,12 +263,16 @@ def _answer(
     except BridgeError as error:
         message.write(answers, {"error": message.error_to(error)})
     except Exception as error:  # noqa: BLE001 - it crosses to the parent, traceback and all
-        wrapped = PredictError(
-            f"the worker failed: {type(error).__name__}: {error}.",
-            fix="This is a defect of the bridge or of a plugin; the traceback is in detail.",
-            traceback=traceback.format_exc(),
-        )
-        message.write(answers, {"error": message.error_to(wrapped)})
+        message.write(answers, {"error": message.error_to(wrapped(error))})
+
+
+def wrapped(error: Exception) -> PredictError:
+    """An error that only a defect can cause, told with its traceback."""
+    return PredictError(
+        f"the worker failed: {type(error).__name__}: {error}.",
+        fix="This is a defect of the bridge or of a plugin; the traceback is in detail.",
+        traceback=traceback.format_exc(),
+    )
 
 
 if __name__ == "__main__":

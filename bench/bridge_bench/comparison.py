@@ -169,6 +169,7 @@ class Comparison:
 class _Running:
     arm: Arm
     worker: Worker
+    signature: Signature
     outputs: list[Arrays]
     call_s: float = 0.0
     calls_per_turn: int = 1
@@ -235,19 +236,21 @@ def compare(
             tell(f"[{index}/{len(arms)}] {arm.name}: loading")
             worker = stack.enter_context(Worker())
             try:
-                worker.load(
+                loaded = worker.load(
                     arm.model,
                     backend=arm.backend,
                     options=(options or {}).get(arm.backend),
                     signature=declared.get(arm.model, key),
                     trust=trust,
                 )
-                arm.info, arm.load_s = worker.info, worker.load_s
+                arm.info, arm.load_s = dict(loaded.info), loaded.load_s
                 if not inputs:
-                    inputs = _inputs(worker.signature, profile or InputProfile(), samples)
+                    inputs = _inputs(loaded.signature, profile or InputProfile(), samples)
                     arm.is_reference = True
                 reference = running[0] if running else None
-                running.append(_start(arm, worker, inputs, reference, output_map, rounds))
+                running.append(
+                    _start(arm, worker, loaded.signature, inputs, reference, output_map, rounds)
+                )
                 worker.pause()
             except BridgeError as error:
                 arm.error = error
@@ -304,6 +307,7 @@ def _inputs(signature: Signature, profile: InputProfile, samples: Arrays | None)
 def _start(
     arm: Arm,
     worker: Worker,
+    signature: Signature,
     inputs: list[Arrays],
     reference: _Running | None,
     output_map: Mapping[str, str] | None,
@@ -312,28 +316,25 @@ def _start(
     """First call, agreement with the reference, warm-up, and the number of calls a turn."""
     ours = {name: name for name in inputs[0]}
     if reference is not None:
-        ours = match_inputs(reference.worker.signature, worker.signature, tuple(inputs[0]))
+        ours = match_inputs(reference.signature, signature, tuple(inputs[0]))
     renamed = [{name: one[source] for name, source in ours.items()} for one in inputs]
     results, arm.first_call_s = worker.predict(renamed[0], timeout_s=120.0)
     outputs = [results] + [worker.predict(one, timeout_s=120.0)[0] for one in renamed[1:]]
-    names = {name: name for name in worker.signature.output_names}
+    names = {name: name for name in signature.output_names}
     base = outputs
     if reference is not None:
         base = reference.outputs
-        names = match_outputs(
-            reference.worker.signature, worker.signature, base[0], results, output_map
-        )
+        names = match_outputs(reference.signature, signature, base[0], results, output_map)
     arm.agreement = _worst(base, outputs, names)
     if not rounds:
-        return _Running(arm, worker, outputs)
-    for one in renamed:
-        worker.keep_inputs(one)
-    warm = worker.measure(WARMUP_CALLS, timeout_s=120.0)
+        return _Running(arm, worker, signature, outputs)
+    worker.keep_inputs("", renamed, timeout_s=120.0)
+    warm = worker.measure(WARMUP_CALLS, discard=0, timeout_s=120.0).ns
     call_s = max(float(warm.min()) / 1e9, 1e-7)
     calls = max(1, min(MAX_CALLS, round(SLICE_S / call_s)))
     if call_s <= QUICK_CALL_S:
         calls = max(calls, math.ceil(MIN_P99_SAMPLES / rounds))
-    return _Running(arm, worker, outputs, call_s, calls)
+    return _Running(arm, worker, signature, outputs, call_s, calls)
 
 
 def _worst(
@@ -363,7 +364,7 @@ def _race(running: Sequence[_Running], rounds: int, order: random.Random, tell: 
         for one in turn:
             one.worker.resume()
             try:
-                durations = one.worker.measure(one.calls_per_turn, timeout_s=300.0)
+                durations = one.worker.measure(one.calls_per_turn, discard=0, timeout_s=300.0).ns
             except BridgeError as error:
                 one.arm.error = error
                 one.worker.close()

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridge import DType, message
+from bridge import DType, ThreadSafety, message
 from bridge.errors import (
+    BackendNotFound,
     BackendUnavailable,
     BridgeError,
     DTypeMismatch,
     InputError,
+    ModelLoadFailed,
     ModelNotFound,
     PredictError,
     PredictorClosed,
@@ -29,6 +31,7 @@ from bridge.errors import (
     WorkerDied,
 )
 from bridge.isolation import Worker
+from bridge.slice import drift
 
 PLUGIN = """
 import os, time
@@ -43,13 +46,16 @@ class Acting(bridge.Format):
 class Player(bridge.Predictor):
     def __init__(self, act):
         f32 = bridge.DType.FLOAT32
+        word = os.environ.get("ACTING_WORD")
+        details = {"word": word, "path": "PATH" in os.environ} if word else {}
         super().__init__(
             bridge.Signature(
                 (bridge.TensorSpec("x", f32, ("n",)),), (bridge.TensorSpec("y", f32, ("n",)),)
             ),
-            bridge.PredictorInfo(threads=3),
+            bridge.PredictorInfo(threads=3, details=details),
         )
         self.act = act
+        self.sizes = []
     def _predict(self, inputs, outputs):
         if self.act == "abort":
             os.write(2, b"about to abort\\n")
@@ -58,6 +64,15 @@ class Player(bridge.Predictor):
             os._exit(7)
         if self.act == "hang":
             time.sleep(600)
+        if self.act == "nap":
+            time.sleep(0.02)
+        if self.act == "add":
+            return {"y": inputs["x"] + 100}
+        self.sizes.append(len(inputs["x"]))
+        if self.act == "count":
+            return {"y": np.array(self.sizes[:-1], np.float32)}
+        if self.act == "drift":
+            return {"y": inputs["x"] + np.float32(len(self.sizes))}
         if self.act == "print":
             print("noise on stdout", flush=True)
             os.write(1, b"native noise\\n")
@@ -73,6 +88,9 @@ class Backend(bridge.Backend):
     name = "acting"
     def probe(self):
         return bridge.Availability(installed=True)
+    def devices(self):
+        self.runtime = np.ones(5_000_000)
+        return (bridge.CPU,)
     def capabilities(self, device):
         return bridge.Capabilities(
             formats=frozenset({"acting"}), zero_rows=True, thread_safety=bridge.ThreadSafety.SHARED
@@ -80,7 +98,11 @@ class Backend(bridge.Backend):
     def _load(self, model, device, options):
         act = model.file.read_text().split()[1]
         if act == "abort-on-load":
+            os.write(1, b"last words of a runtime\\n")
             os.abort()
+        if act == "raise-on-load":
+            os.write(1, b"the reason, printed\\n")
+            raise ValueError("see above")
         return Player(act)
 
 @bridge.hookimpl
@@ -122,10 +144,13 @@ X = {"x": np.array([1, 2, 3], np.float32)}
 
 
 def test_a_worker_answers_like_a_predictor(stage: Path, worker: Worker) -> None:
-    worker.load(model(stage, "fine"))
-    assert worker.signature.input_names == ("x",)
-    assert worker.info["threads"] == 3
-    assert worker.load_s > 0
+    loaded = worker.load(model(stage, "fine"))
+    assert loaded.signature.input_names == ("x",)
+    assert loaded.info["threads"] == 3
+    assert loaded.load_s > 0
+    assert loaded.rss_growth_bytes >= 0
+    assert loaded.thread_safety is ThreadSafety.SHARED
+    assert loaded.zero_rows
     outputs, call_s = worker.predict(X)
     np.testing.assert_array_equal(outputs["y"], [2, 4, 6])
     assert outputs["y"].flags.writeable
@@ -137,15 +162,125 @@ def test_a_worker_answers_like_a_predictor(stage: Path, worker: Worker) -> None:
 
 
 def test_measuring_takes_turns_over_the_kept_inputs(stage: Path, worker: Worker) -> None:
-    worker.load(model(stage, "fine"))
-    worker.keep_inputs(X)
-    worker.keep_inputs({"x": np.zeros(5, np.float32)})
-    durations = worker.measure(7)
-    assert durations.shape == (7,)
-    assert (durations > 0).all()
+    worker.load(model(stage, "count"))
+    sizes = (3, 5, 7)
+    worker.keep_inputs("some", [{"x": np.zeros(size, np.float32)} for size in sizes])
+    slice_ = worker.measure(7, key="some")
+    assert slice_.ns.shape == (7,)
+    assert slice_.ns.dtype == np.int64
+    assert (slice_.ns > 0).all()
+    assert slice_.elapsed_ns >= slice_.ns.sum()
+    assert slice_.cpu_ns >= 0
+    assert slice_.drift is None
+    worker.measure(2, key="some", discard=0)
+    # Nine calls and two that were discarded, in turn; then this one.
+    seen, _ = worker.predict({"x": np.zeros(1, np.float32)})
+    assert seen["y"].tolist() == [float(sizes[turn % 3]) for turn in range(11)]
     worker.pause()
     with pytest.raises(PredictTimeout):
-        worker.measure(1, timeout_s=0.2)
+        worker.measure(1, key="some", timeout_s=0.2)
+
+
+def test_slots_hold_models_side_by_side(stage: Path, worker: Worker) -> None:
+    worker.load(model(stage, "fine"), slot=0)
+    worker.load(model(stage, "add"), slot=3)
+    assert worker.predict(X)[0]["y"].tolist() == [2, 4, 6]
+    assert worker.predict(X, slot=3)[0]["y"].tolist() == [101, 102, 103]
+    worker.keep_inputs("a", [X])
+    worker.keep_outputs(slot=3, key="a")
+    assert worker.measure(2, slot=0, key="a").drift is None
+    assert worker.measure(2, slot=3, key="a").drift == 0.0
+    worker.load(model(stage, "fine"), slot=3)  # in the place of the other
+    assert worker.predict(X, slot=3)[0]["y"].tolist() == [2, 4, 6]
+    assert worker.measure(2, slot=3, key="a").drift is None
+    worker.unload(0)
+    worker.unload(0)
+    with pytest.raises(PredictError, match="no model yet in slot 0"):
+        worker.predict(X)
+    assert worker.predict(X, slot=3)[0]["y"].tolist() == [2, 4, 6]
+
+
+def test_answers_that_drift_are_noticed(stage: Path, worker: Worker) -> None:
+    worker.load(model(stage, "drift"))
+    worker.keep_inputs("a", [X, {"x": np.full(2, 9.0, np.float32)}])
+    calls_s = worker.keep_outputs(key="a")  # calls 1 and 2
+    assert len(calls_s) == 2
+    assert min(calls_s) > 0
+    # The last of calls 3 to 8 is the second variant's: 9 + 8 against 9 + 2.
+    found = worker.measure(4, key="a").drift
+    assert found == pytest.approx((17 - 11) / 12)
+    worker.keep_inputs("a", [X])  # its outputs are forgotten with the inputs
+    assert worker.measure(1, key="a").drift is None
+
+
+def test_callers_side_by_side_share_the_calls(stage: Path, worker: Worker) -> None:
+    worker.load(model(stage, "nap"))  # 20 ms
+    worker.keep_inputs("a", [X])
+    worker.keep_outputs(key="a")
+    found = worker.measure(8, key="a", discard=0, callers=4)
+    assert found.ns.shape == (8,)
+    assert (found.ns >= 20_000_000).all()
+    assert found.elapsed_ns < found.ns.sum()
+    assert found.drift == 0.0
+    worker.load(model(stage, "raise"))
+    with pytest.raises(PredictError, match="ZeroDivisionError"):
+        worker.measure(8, key="a", discard=0, callers=4)
+
+
+def test_the_loop_over_nothing(worker: Worker) -> None:
+    found = worker.null_call_ns(1000)
+    assert found.shape == (1000,)
+    assert (found > 0).all()
+
+
+def test_memory_starts_anew(stage: Path, worker: Worker) -> None:
+    worker.load(model(stage, "fine"))
+    worker.predict({"x": np.zeros(20_000_000, np.float32)})  # 80 MB and more
+    high = worker.memory(reset_peak=True)
+    assert high["peak_rss_bytes"] > high["rss_bytes"] + 50_000_000
+    assert worker.memory()["peak_rss_bytes"] < high["peak_rss_bytes"] - 50_000_000
+
+
+def test_the_runtime_alone_can_be_imported(stage: Path, worker: Worker) -> None:
+    before = worker.memory()["rss_bytes"]
+    assert worker.prepare_runtime("acting") > before + 30_000_000
+    with pytest.raises(BackendNotFound):
+        worker.prepare_runtime("nothing")
+
+
+def test_variables_reach_the_child(stage: Path) -> None:
+    with Worker(environment={"ACTING_WORD": "7"}) as worker:
+        loaded = worker.load(model(stage, "fine"))
+        assert loaded.info["details"] == {"word": "7", "path": True}
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "expected"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], 0.0),
+        ([1.0, 5.0], [1.0, 3.0], 0.5),
+        ([np.nan, np.inf], [np.nan, np.inf], 0.0),
+        ([np.nan, 1.0], [1.0, 1.0], np.inf),
+        ([np.inf, 1.0], [-np.inf, 1.0], np.inf),
+        ([1.0], [1.0, 1.0], np.inf),
+        ([], [], 0.0),
+    ],
+)
+def test_drift(new: list[float], old: list[float], expected: float) -> None:
+    found = drift({"y": np.array(new)}, {"y": np.array(old)})
+    assert found == pytest.approx(expected)
+
+
+def test_drift_of_other_kinds() -> None:
+    ints = {"y": np.array([1, 2])}
+    assert drift(ints, {"y": np.array([1, 2])}) == 0.0
+    assert drift(ints, {"y": np.array([1.0, 2.0])}) == np.inf
+    assert drift(ints, {"z": np.array([1, 2])}) == np.inf
+    texts = {"y": np.array(["a", "b"], object)}
+    assert drift(texts, {"y": np.array(["a", "b"], object)}) == 0.0
+    assert drift(texts, {"y": np.array(["a", "c"], object)}) == np.inf
+    assert drift({"y": np.array([3 + 4j])}, {"y": np.array([0j])}) == pytest.approx(5.0)
+    assert drift({"y": np.array([True])}, {"y": np.array([False])}) == 1.0
 
 
 def test_what_runtimes_print_does_not_garble_answers(stage: Path, worker: Worker) -> None:
@@ -184,8 +319,15 @@ def test_a_crash_is_an_error_with_the_log(stage: Path, worker: Worker, act: str,
 
 
 def test_a_crash_while_loading(stage: Path, worker: Worker) -> None:
-    with pytest.raises(WorkerDied, match="SIGABRT"):
+    with pytest.raises(WorkerDied, match="SIGABRT") as caught:
         worker.load(model(stage, "abort-on-load"))
+    assert "last words of a runtime" in caught.value.detail["log"]
+
+
+def test_what_a_failing_load_prints_is_in_the_error(stage: Path, worker: Worker) -> None:
+    with pytest.raises(ModelLoadFailed) as caught:
+        worker.load(model(stage, "raise-on-load"))
+    assert caught.value.detail["native_log"] == ["the reason, printed"]
 
 
 def test_a_hang_ends_at_the_deadline(stage: Path, worker: Worker) -> None:
@@ -194,14 +336,14 @@ def test_a_hang_ends_at_the_deadline(stage: Path, worker: Worker) -> None:
     with pytest.raises(PredictTimeout, match="within 0.3 s"):
         worker.predict(X, timeout_s=0.3)
     assert time.monotonic() - started < 10
-    assert worker._process.wait(10) != 0
+    assert worker._child.process.wait(10) != 0
 
 
 def test_a_worker_does_not_outlive_a_killed_parent(stage: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from bridge.isolation import Worker;"
         f"w = Worker(); w.load(Path({str(model(stage, 'fine'))!r}));"
-        "print(w._process.pid, flush=True); sys.stdin.read()"
+        "print(w.pid, flush=True); sys.stdin.read()"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
@@ -238,7 +380,7 @@ def test_the_current_folder_is_not_on_the_workers_path(
 
 def test_ctrl_c_is_left_to_the_parent(stage: Path, worker: Worker) -> None:
     worker.load(model(stage, "fine"))
-    worker._process.send_signal(signal.SIGINT)
+    worker._child.process.send_signal(signal.SIGINT)
     np.testing.assert_array_equal(worker.predict(X)[0]["y"], [2, 4, 6])
 
 
@@ -337,6 +479,8 @@ def test_a_worker_says_what_it_lacks(stage: Path, worker: Worker) -> None:
     worker.load(model(stage, "fine"))
     with pytest.raises(PredictError, match="no inputs"):
         worker.measure(3)
+    with pytest.raises(InputError, match="no inputs were given"):
+        worker.keep_inputs("a", [])
     worker.close()
     with pytest.raises(PredictorClosed):
         worker.predict(X)
