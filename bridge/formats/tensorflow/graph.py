@@ -59,11 +59,15 @@ class Attr:
         texts: Its short strings.
         functions: Functions that it names, at any depth.
         is_parameter: Its value comes from the caller of the function it stands in.
+        shape: The shape that it is, or that of the tensor that it is.
+        number: The one element of an integer tensor, where it is written in the usual ways.
     """
 
     texts: tuple[str, ...]
     functions: tuple[str, ...]
     is_parameter: bool
+    shape: tuple[Dim, ...] | None = None
+    number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +238,8 @@ def _attr(values: list[Span]) -> Attr:
     texts: list[str] = []
     functions: list[str] = []
     is_parameter = False
+    shape: tuple[Dim, ...] | None = None
+    element: int | None = None
     pending = list(values)
     while pending:
         for number, _, value in pending.pop().fields():
@@ -243,13 +249,40 @@ def _attr(values: list[Span]) -> Attr:
                 texts.append(value.text())
             elif number == 9:
                 is_parameter = True
+            elif number == 7:
+                shape = _shape(value)
+            elif number == 8:
+                shape, element = _constant(value)
             elif number == 10:
                 pending += _name_attr_list(value, functions)
             elif number == 1:
                 texts += [span.text() for span in value.spans(2) if len(span) <= _TEXT_BYTES]
                 for span in value.spans(9):
                     pending += _name_attr_list(span, functions)
-    return Attr(tuple(texts), tuple(functions), is_parameter)
+    return Attr(tuple(texts), tuple(functions), is_parameter, shape, element)
+
+
+def _constant(message: Span) -> tuple[tuple[Dim, ...] | None, int | None]:
+    """Shape of a ``TensorProto``, and its element if it is one integer."""
+    shape: tuple[Dim, ...] | None = None
+    dtype: DType | None = None
+    content = b""
+    numbers: list[int] = []
+    for number, _, value in message.fields():
+        if isinstance(value, int):
+            dtype = _DTYPES.get(value) if number == 1 else dtype
+            numbers += [value] if number in (7, 10) else []
+        elif number == 2:
+            shape = _shape(value)
+        elif number == 4 and len(value) <= 8:
+            content = value.raw()
+        elif number in (7, 10) and len(value) <= 10:
+            numbers += value.varints()
+    if dtype not in (DType.INT32, DType.INT64) or shape is None or shape.count(1) < len(shape):
+        return shape, None
+    if content:
+        return shape, int.from_bytes(content, "little", signed=True)
+    return shape, signed(numbers[0]) if numbers else None
 
 
 def _name_attr_list(message: Span, functions: list[str]) -> list[Span]:

@@ -20,6 +20,7 @@ from bridge.errors import (
 from bridge.formats.operators import refused
 from bridge.formats.tensorflow.graph import MetaGraph, read_meta_graphs, serving
 from bridge.formats.tensorflow.reach import forbidden, reach
+from bridge.formats.tensorflow.tables import vocabularies
 from bridge.model import FileProbe, Format, ModelFacts, ModelRef
 from bridge.wire import WireError
 
@@ -66,12 +67,17 @@ class SavedModel(Format):
             notes.append(f"Graphs with other tags are left alone: {'; '.join(others)}.")
         if not graph.signatures:
             notes.append("No signature was saved with the model.")
+        tables: dict[str, int] = {}
+        for signature in graph.signatures.values():
+            for name, rows in vocabularies(graph, signature).items():
+                tables[name] = min(rows, tables.get(name, rows))
         versions = {"tensorflow": graph.version, "tags": ",".join(sorted(graph.tags))}
         return ModelFacts(
             signatures=graph.signatures,
             operators=dict(sorted(Counter(node.op for node in graph.every_node()).items())),
             versions={key: text for key, text in versions.items() if text},
             notes=tuple(notes),
+            vocabularies=tables,
         )
 
     def check(self, model: ModelRef) -> None:

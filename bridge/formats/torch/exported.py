@@ -14,6 +14,7 @@ from bridge.errors import InvalidModel, UnsupportedModel, UntrustedModel
 from bridge.formats.torch.archive import Archive, open_archive, pickled_globals
 from bridge.formats.torch.graph import DICTS, LISTS, operator_counts, scan_graph
 from bridge.formats.torch.structure import ExportedTensor, named_leaves, program_signature
+from bridge.formats.torch.tables import read_vocabularies
 from bridge.model import FileProbe, Format, ModelFacts, ModelRef
 from bridge.signature import Signature
 
@@ -53,6 +54,9 @@ _DTYPES = {
 }
 """Source: ``ScalarType`` in torch/_export/serde/schema.py (torch 2.13)."""
 
+# What reading JSON of another form than torch's raises.
+_ODD = (KeyError, TypeError, ValueError, IndexError, AttributeError)
+
 
 class ExportedProgram(Format):
     """A ``torch.export.save`` archive, or a live ``ExportedProgram``.
@@ -85,11 +89,16 @@ class ExportedProgram(Format):
         with _opened(model) as archive:
             graph = _graph(archive, "models/model.json")
         signatures = {}
+        tables: dict[str, int] = {}
         notes = []
         try:
             signatures[""] = _signature(graph)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except _ODD as error:
             notes.append(f"The signature could not be read without torch ({error!r}).")
+        try:
+            tables = read_vocabularies(graph)
+        except _ODD as error:
+            notes.append(f"Which tables the inputs index could not be read ({error!r}).")
         versions = {
             "torch": str(graph.get("torch_version", "unknown")),
             "schema": ".".join(str(part) for part in graph.get("schema_version", {}).values()),
@@ -99,6 +108,7 @@ class ExportedProgram(Format):
             operators=operator_counts(graph),
             versions=versions,
             notes=tuple(notes),
+            vocabularies=tables,
         )
 
     def check(self, model: ModelRef) -> None:
