@@ -57,7 +57,7 @@ def _show_head(record: SelectionRecord) -> None:
     limits = record.limits
     told = {
         "model": "-" if model is None else f"{model.name} ({units.size(model.size_bytes)})",
-        "arms": _tally(record),
+        "arms": wording.tally(record),
         "objective": limits.objective,
     }
     if limits.sla_percentile is not None and limits.sla_s is not None:
@@ -69,16 +69,6 @@ def _show_head(record: SelectionRecord) -> None:
     if record.elapsed_s is not None:
         told["took"] = units.duration(record.elapsed_s)
     facts(told)
-
-
-def _tally(record: SelectionRecord) -> str:
-    counted: dict[str, int] = {}
-    for arm in record.arms:
-        counted[arm.status] = counted.get(arm.status, 0) + 1
-    parts = [
-        f"{counted[name]} {wording.status(name)}" for name in wording.STATUSES if name in counted
-    ]
-    return f"{len(record.arms)}: {', '.join(parts)}" if parts else "0"
 
 
 def _show_bucket(record: SelectionRecord, bucket: BucketRecord, verdict: Verdict | None) -> None:

@@ -18,10 +18,12 @@ from bridge_bench.units import count, duration, percent, ratio
 __all__ = [
     "STATUSES",
     "bucket_range",
+    "canary",
     "confidence",
     "gain",
     "headline",
     "load_code",
+    "machine_name",
     "number_of_rows",
     "reason_of",
     "route_range",
@@ -29,6 +31,7 @@ __all__ = [
     "slower",
     "status",
     "sureness",
+    "tally",
     "ties",
     "timing",
     "worst_error",
@@ -199,6 +202,49 @@ def rules(record: SelectionRecord) -> dict[str, list[ArmRecord]]:
         if arm.status == "skipped":
             found.setdefault(arm.rule or "no rule named", []).append(arm)
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
+def tally(record: SelectionRecord) -> str:
+    """How many arms ended how, such as ``26: 1 won, 24 slower, 1 failed``."""
+    counted: dict[str, int] = {}
+    for arm in record.arms:
+        counted[arm.status] = counted.get(arm.status, 0) + 1
+    known = [name for name in STATUSES if name in counted]
+    known += [name for name in counted if name not in STATUSES]
+    parts = [f"{counted[name]} {status(name)}" for name in known]
+    return f"{len(record.arms)}: {', '.join(parts)}" if parts else "0"
+
+
+def machine_name(record: SelectionRecord) -> str:
+    """The machine in a few words, as far as its fingerprint tells them."""
+    machine = record.machine
+    cpu = machine.get("cpu")
+    parts = []
+    if isinstance(cpu, Mapping):
+        parts.append(str(cpu.get("model") or cpu.get("vendor") or ""))
+    elif cpu is not None:
+        parts.append(str(cpu))
+    usable = machine.get("usable_cpus")
+    if isinstance(usable, int):
+        parts.append(f"{count(usable, 'CPU')} usable")
+    return ", ".join(part for part in parts if part)
+
+
+def canary(record: SelectionRecord) -> str:
+    """What the canary says of the machine; one or two sentences."""
+    found = record.canary
+    if found is None:
+        return "Nothing was timed beside the arms."
+    limit = percent(record.protocol.canary_tolerance)
+    again = (
+        f"{count(found.redone, 'block')} measured again because it was more than {limit} off"
+        if found.redone
+        else f"no block had to be measured again for being more than {limit} off"
+    )
+    told = f"A fixed piece of work, {duration(found.median_s)}, timed in every block; {again}."
+    if found.is_noisy:
+        told += " The machine was noisy: more blocks were off than may be measured again."
+    return told
 
 
 def load_code(record: SelectionRecord, folder: Path | None) -> list[str]:
