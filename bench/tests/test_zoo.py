@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import bridge
 import bridge_zoo
 from bridge.errors import OptionError
 from bridge_zoo.__main__ import main
@@ -152,6 +153,12 @@ def test_every_format_agrees_with_numpy(predict: Predict, rows: int) -> None:
     for task, value in scores.items():
         assert (value.shape, value.dtype) == ((rows,), np.float32)
         np.testing.assert_allclose(value, wanted[task], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("item", ["onnx", "pt2", "saved_model"])
+def test_tables_are_found_in_the_file(item: str, built: Callable[[str], Path]) -> None:
+    facts = bridge.inspect(built(item)).facts
+    assert facts.vocabularies == {one.name: one.vocabulary for one in RANKER.id_features}
 
 
 def test_scores_depend_on_the_row_and_the_task() -> None:

@@ -654,3 +654,74 @@ def test_nothing_but_the_model_is_opened(folder: Path) -> None:
                 with pytest.raises(UntrustedModel):
                     found.format.check(found)
     assert set(names) == {str(folder / "m.onnx")}
+
+
+# Tables that inputs index
+
+
+def step(op: str, inputs: str, outputs: str, *attributes: bytes, domain: str = "") -> bytes:
+    fields: list[Field] = [(1, name) for name in inputs.split()]
+    fields += [(2, name) for name in outputs.split()]
+    fields += [(4, op), *((5, one) for one in attributes), (7, domain)]
+    return message(*fields)
+
+
+def vocabularies(
+    folder: Path, *nodes: bytes, inputs: tuple[str, ...] = ("ids",), code: int = 7
+) -> dict[str, int]:
+    graph = message(
+        *((1, one) for one in nodes),
+        *((5, tensor(f"table{rows}", rows, 2, data=bytes(8 * rows))) for rows in (1, 5, 9)),
+        (5, tensor("which", 1, data=bytes(8), code=7)),
+        *((11, value_info(name, ("N",), code)) for name in inputs),
+        (12, Y),
+    )
+    data = message((1, 8), (2, "by hand"), (7, graph), (8, message((1, ""), (2, 17))))
+    return dict(facts(data, folder).vocabularies)
+
+
+def axis(value: int) -> bytes:
+    return message((1, "axis"), (3, value), (20, 2))
+
+
+def test_tables_that_inputs_index_are_found(tmp_path: Path) -> None:
+    assert vocabularies(tmp_path, step("Gather", "table5 ids", "y")) == {"ids": 5}
+    assert vocabularies(tmp_path, step("Gather", "table5 ids", "y", axis(0))) == {"ids": 5}
+    # The smallest of several tables bounds the ids; each input has its own.
+    both = [
+        step("Gather", "table9 ids", "a"),
+        step("Gather", "table5 ids", "b"),
+        step("Gather", "table9 user", "c"),
+    ]
+    assert vocabularies(tmp_path, *both, inputs=("ids", "user")) == {"ids": 5, "user": 9}
+
+
+def test_values_that_are_handed_on_are_followed(tmp_path: Path) -> None:
+    chain = [
+        step("Cast", "ids", "a"),
+        step("Unsqueeze", "a which", "b"),
+        step("Split", "b", "c d"),
+        step("Gather", "d which", "e", axis(1)),
+        step("DequantizeLinear", "table9 which", "table"),
+        step("Gather", "table e", "f"),
+    ]
+    assert vocabularies(tmp_path, *chain) == {"ids": 9}
+    constant = step(
+        "Constant", "", "t", message((1, "value"), (5, tensor("", 7, 1, data=b"0" * 28)))
+    )
+    assert vocabularies(tmp_path, constant, step("Gather", "t ids", "y")) == {"ids": 7}
+
+
+def test_what_is_no_row_number_has_no_vocabulary(tmp_path: Path) -> None:
+    for nodes in (
+        [step("Gather", "table5 ids", "y", axis(1))],
+        [step("Gather", "table5 ids", "y", domain="custom")],
+        [step("Add", "ids which", "a"), step("Gather", "table5 a", "y")],
+        [step("Gather", "ids which", "y")],
+        [step("Gather", "ids", "y"), step("Gather", "", "z"), step("Cast", "", "")],
+        [step("GatherElements", "table5 ids", "y")],
+    ):
+        assert not vocabularies(tmp_path, *nodes)
+    # Neither a boolean nor a string is one.
+    for code in (8, 9):
+        assert not vocabularies(tmp_path, step("Gather", "table5 ids", "y"), code=code)

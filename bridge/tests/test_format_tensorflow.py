@@ -572,3 +572,74 @@ def test_state(op: str, is_stateful: bool, tmp_path: Path) -> None:
     model = write(tmp_path / "m", meta_graph(INPUT, node("y", op, "x")))
     (graph,) = read_meta_graphs(model.file / "saved_model.pb")
     assert keeps_state(reach(graph, ["y"])) is is_stateful
+
+
+# Tables that inputs index
+
+
+def shaped(*dims: int) -> bytes:
+    return field(7, field(2, *(field(1, size) for size in dims)))
+
+
+def constant(number: int) -> bytes:
+    return field(8, field(1, 3) + field(2, b"") + field(7, number))
+
+
+TABLE = node("table", "VarHandleOp", shape=shaped(50, 4))
+IDS = node("ids", "Placeholder")
+ZERO, ONE = (node(f"axis{number}", "Const", value=constant(number)) for number in (0, 1))
+
+
+def vocabularies(folder: Path, *nodes: bytes, functions: Iterable[bytes] = ()) -> dict[str, int]:
+    graph = meta_graph(
+        IDS,
+        TABLE,
+        *nodes,
+        functions=functions,
+        signatures={"s": signature({"user_ids": tensor("ids:0", 9)}, {"y": tensor("y:0")})},
+    )
+    return dict(write(folder, graph).facts.vocabularies)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "wanted"),
+    [
+        ([node("y", "ResourceGather", "table", "ids")], 50),
+        ([ZERO, node("y", "GatherV2", "table", "ids", "axis0")], 50),
+        ([ONE, node("y", "GatherV2", "table", "ids", "axis1")], None),
+        ([node("y", "GatherV2", "table", "ids", "axis_unknown")], None),
+        ([node("y", "GatherV2", "table", "ids")], None),
+        (
+            [
+                node("y", "ResourceGather", "same", "flat"),
+                node("same", "Identity", "table"),
+                node("flat", "Reshape", "wide:0", "shape"),
+                node("wide", "Cast", "ids"),
+            ],
+            50,
+        ),
+        ([node("y", "ResourceGather", "table", "sum"), node("sum", "AddV2", "ids", "ids")], None),
+        ([node("y", "ResourceGather", "a", "ids"), node("a", "Identity", "a")], None),
+        ([node("t", "Const", value=field(8, field(1, 1) + field(2, field(2, field(1, 8))))),
+          ZERO, node("y", "GatherV2", "t", "ids", "axis0")], 8),
+    ],
+)  # fmt: skip
+def test_tables_that_inputs_index(tmp_path: Path, nodes: list[bytes], wanted: int | None) -> None:
+    assert vocabularies(tmp_path, *nodes) == ({} if wanted is None else {"user_ids": wanted})
+
+
+def test_tables_are_found_in_functions_that_functions_call(tmp_path: Path) -> None:
+    gather = node("g", "ResourceGather", "handle", "rows")
+    inner = function("inner", [gather], ["rows", "handle"])
+    call = node("c", "StatefulPartitionedCall", "i", "h", f=func("inner"))
+    outer = function("outer", [call], ["i", "h"])
+    top = node("y", "StatefulPartitionedCall", "ids", "table", f=func("outer"))
+    assert vocabularies(tmp_path, top, functions=[inner, outer]) == {"user_ids": 50}
+
+
+def test_functions_that_call_themselves_end(tmp_path: Path) -> None:
+    calls = [node(f"c{k}", "PartitionedCall", "i", "h", f=func("loop")) for k in range(3)]
+    gather = node("g", "ResourceGather", "h", "i")
+    loop = function("loop", [*calls, gather], ["i", "h"])
+    top = node("y", "PartitionedCall", "ids", "table", f=func("loop"))
+    vocabularies(tmp_path, top, functions=[loop])

@@ -67,17 +67,13 @@ class SavedModel(Format):
             notes.append(f"Graphs with other tags are left alone: {'; '.join(others)}.")
         if not graph.signatures:
             notes.append("No signature was saved with the model.")
-        tables: dict[str, int] = {}
-        for signature in graph.signatures.values():
-            for name, rows in vocabularies(graph, signature).items():
-                tables[name] = min(rows, tables.get(name, rows))
         versions = {"tensorflow": graph.version, "tags": ",".join(sorted(graph.tags))}
         return ModelFacts(
             signatures=graph.signatures,
             operators=dict(sorted(Counter(node.op for node in graph.every_node()).items())),
             versions={key: text for key, text in versions.items() if text},
             notes=tuple(notes),
-            vocabularies=tables,
+            vocabularies=vocabularies(graph),
         )
 
     def check(self, model: ModelRef) -> None:

@@ -1,4 +1,4 @@
-"""Which inputs of a SavedModel's signature are row numbers of a table, and of how many rows.
+"""Which inputs of a SavedModel's signatures are row numbers of a table, and of how many rows.
 
 A table is a variable or a constant of which rows are gathered along axis 0. Values are
 followed through operators and into functions that hand them on unchanged; what a function
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bridge.formats.tensorflow.graph import MetaGraph, Node
-from bridge.signature import Signature
 
 __all__ = ["vocabularies"]
 
@@ -40,7 +39,7 @@ _GATHERS: Mapping[str, tuple[int, int, int | None]] = {
     "ResourceGather": (0, 1, None),
 }
 _CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
-_MAX_NODES = 1_000_000  # looked at for one signature, over all calls; then the search ends
+_MAX_NODES = 500_000  # looked at, over all signatures and calls; then the search ends
 _MAX_DEPTH = 50
 
 
@@ -63,19 +62,20 @@ class _Search:
     nodes: int = 0
 
 
-def vocabularies(graph: MetaGraph, signature: Signature) -> dict[str, int]:
-    """Rows of the smallest table that each input of a signature indexes, by its name.
+def vocabularies(graph: MetaGraph) -> dict[str, int]:
+    """Rows of the smallest table that each input of any signature indexes, by its name.
 
     Args:
         graph: The graph to serve.
-        signature: One of its signatures.
     """
     search = _Search(graph)
-    fed = {
-        (spec.native_name or "").partition(":")[0]: _Value(origin=spec.name)
-        for spec in signature.inputs
-    }
-    _follow(search, [same[0] for same in graph.nodes.values()], fed, 0)
+    nodes = [same[0] for same in graph.nodes.values()]
+    for signature in graph.signatures.values():
+        fed = {
+            (spec.native_name or "").partition(":")[0]: _Value(origin=spec.name)
+            for spec in signature.inputs
+        }
+        _follow(search, nodes, fed, 0)
     return search.found
 
 
