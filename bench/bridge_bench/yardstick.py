@@ -1,0 +1,120 @@
+"""What is right: the inputs that every arm is checked on, and the answers to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bridge.check import Arrays
+from bridge.errors import BridgeError, InputError, OptionError, PredictTimeout, WorkerDied
+from bridge.signature import Signature
+from bridge_bench.crew import Crew
+from bridge_bench.entrant import Entrant
+from bridge_bench.gate import gate_inputs
+from bridge_bench.request import Request
+from bridge_bench.tournament import Heat
+
+__all__ = ["Yardstick"]
+
+_EDGE = "edge/"
+
+
+@dataclass
+class Yardstick:
+    """Inputs and right answers, call by call.
+
+    Attributes:
+        signature: The reference's, which the record has as well.
+        heats: The buckets with the inputs that are timed.
+        keys: What each checked call is called.
+        inputs: All samples in order, each bucket's inputs, edges.
+        answers: The right outputs, by the reference's names.
+        samples: How many of the calls, from the first on, hold samples.
+        notes: Sentences for the record's warnings.
+    """
+
+    signature: Signature
+    heats: list[Heat]
+    keys: list[str] = field(default_factory=list)
+    inputs: list[Arrays] = field(default_factory=list)
+    answers: list[Arrays] = field(default_factory=list)
+    samples: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, crew: Crew, entrant: Entrant, signature: Signature, request: Request) -> Yardstick:
+        """Makes the inputs and has the reference answer them.
+
+        Raises:
+            InputError: Inputs cannot be made, or samples or expected outputs do not fit.
+            OptionError: Batches were asked for of a model without rows.
+            BridgeError: The reference fails on other inputs than an edge.
+        """
+        profile = request.profile
+        sizes = [one.rows for one in request.buckets]
+        if sizes != [1] and not signature.batch_axes(profile.batch_dim):
+            raise OptionError(
+                f"batches {sizes} were asked for, but {request.models[0].name} has no dim that "
+                f"counts rows: {signature}.",
+                fix="Leave --batch out, or name that dim with --batch-dim.",
+            )
+        variants = range(request.protocol.variants)
+        heats = [
+            Heat(rows, [profile.make(signature, one, rows) for one in variants]) for rows in sizes
+        ]
+        found = cls(signature, heats)
+        if profile.samples is not None:
+            for index, one in enumerate(profile.batches(signature, max(sizes))):
+                found._ask(crew, entrant, f"samples, batch {index}", one)
+            found.samples = len(found.inputs)
+        if request.expected is not None:
+            found.answers = found._cut(request.expected)
+        for heat in heats:
+            for index, one in enumerate(heat.variants):
+                found._ask(crew, entrant, f"{heat.rows} rows, variant {index}", one)
+        for key, one in gate_inputs(profile, signature, sizes):
+            if key.startswith(_EDGE):
+                found._ask(crew, entrant, key, one)
+        return found
+
+    def _ask(self, crew: Crew, entrant: Entrant, key: str, inputs: Arrays) -> None:
+        """One answer of the reference; an edge on which it fails is left out."""
+        try:
+            answer = crew.predict(entrant, inputs)[0]
+        except (WorkerDied, PredictTimeout):
+            raise
+        except BridgeError as error:
+            if not key.startswith(_EDGE):
+                raise
+            self.notes.append(f"the gate leaves out {key[len(_EDGE) :]}: {error.message}")
+            return
+        self.keys.append(key)
+        self.inputs.append(inputs)
+        self.answers.append(answer)
+
+    def _cut(self, expected: Arrays) -> list[Arrays]:
+        """The caller's right outputs, cut into the batches of the samples."""
+        if not self.answers:
+            raise InputError(
+                "expected outputs were given, but no samples that they belong to.",
+                fix="Pass the samples as well.",
+            )
+        found: list[Arrays] = []
+        start: dict[str, int] = dict.fromkeys(self.answers[0], 0)
+        for answer in self.answers:
+            piece = {}
+            for name, array in answer.items():
+                whole = expected.get(name, expected.get("") if len(answer) == 1 else None)
+                rows = len(array) if array.ndim else 1
+                part = None if whole is None else whole[start[name] : start[name] + rows]
+                if part is None or part.shape != array.shape:
+                    got = "nothing" if part is None else f"shape {part.shape}"
+                    raise InputError(
+                        f"the expected outputs have {got} for '{name}' from row {start[name]} on; "
+                        f"wanted {array.shape}.",
+                        fix="Give one array for each output, with one row for each sample.",
+                        output=name,
+                    )
+                piece[name] = part
+                start[name] += rows
+            found.append(piece)
+        return found
