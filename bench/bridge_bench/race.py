@@ -6,11 +6,12 @@ so arms are compared by the logarithm of their ratio inside a block, never acros
 
 After two blocks an arm that was slower than the best by ``cut_ratio`` in both is dropped.
 At each *look* (6, 9, 14, 20, 30, 45 blocks) the leader is the arm that no other beats on
-average; an arm is eliminated where it is slower than the leader by more than ``margin``,
-and the race is over where no survivor can be faster by more than ``epsilon``. Both are
-judged by the one-sided lower limit of the trimmed mean log ratio, at the level
-``delta / (arms * looks)``: to eliminate the best arm, or to stop at one that is slower than
-it by more than epsilon, one of at most that many limits must be wrong.
+average. An arm is eliminated where it is slower than the leader by more than ``margin``:
+the one-sided lower limit of its trimmed mean log ratio, at the level
+``delta / (arms * looks)``, says so. To eliminate the best arm, one of at most that many
+limits must be wrong. The race is settled where no survivor can be faster than the leader by
+more than ``epsilon``: the probabilities of its limits at ``-epsilon`` add up to at most
+``delta / 4`` over all survivors. The same sum gives the stated regret.
 
 What differs from the plain rule, and why:
 
@@ -19,6 +20,13 @@ What differs from the plain rule, and why:
   the winner is what people read first and needs more than two blocks.
 - Elimination asks for more than ``margin`` (0.5 %): two loads of the same arm differ by
   about as much, which more calls do not show, and on a quiet machine would be "proven".
+- A limit at ``delta / (arms * looks)`` for each survivor would also settle the race, but on
+  machines with 3 % noise only after more than 45 blocks: of the runs with 24 arms 40 % were
+  settled, where 90 % are with the sum, at four fifths of the slices. One wrong limit, that
+  of the best arm, makes the claim wrong, so the number of arms needs no further division;
+  a quarter of delta pays for the six looks and for a leader chosen by the same blocks. In
+  the least favourable case, where all others are just beyond epsilon, it then holds in
+  95 % of the runs and more; the simulation shows it.
 - The leader is found by comparing pairs, not by the least median: medians compare blocks
   with each other, and on a drifting machine choose worse.
 - Where neighbouring differences correlate, limits are wider; see ``stats.trimmed_mean``.
@@ -47,6 +55,7 @@ CUT_BLOCKS = 2
 """Blocks after which the ratio cut drops arms."""
 _HIGHEST = math.log(1e6)  # limits of few blocks are cut there, so that they stay numbers
 _USELESS = 9.0  # a regret of 900 % says nothing; it is given as unknown
+_SETTLE_SHARE = 0.25  # of delta, for each look; see the module
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,14 +263,11 @@ class Race:
         This holds at the confidence ``1 - delta`` for all arms at once: those that were
         eliminated are slower than a living one. ``None`` where nothing useful is known.
         """
-        worst = 0.0
-        for other in self.living:
-            if other != arm:
-                mean = self._compare(other, arm)
-                if mean is None:
-                    return None
-                worst = max(worst, _factor(-mean.lower(self._alpha)) - 1)
-        return worst if worst <= _USELESS else None
+        means = [self._compare(other, arm) for other in self.living if other != arm]
+        known = [mean for mean in means if mean is not None]
+        if len(known) < len(means):
+            return None
+        return _bound(known, _SETTLE_SHARE * self.protocol.delta)
 
     def verdict(
         self,
@@ -476,6 +482,31 @@ def _living(arm: str, slower: Interval | None, verdict: Verdict | None) -> tuple
     if is_tied:
         return "tied", f"It may be as fast as {verdict.winner}{seen}."
     return "undecided", f"The race ended before it was told apart from {verdict.winner}{seen}."
+
+
+def _bound(means: Sequence[Mean], alpha: float) -> float | None:
+    """The least share by which arms of these mean log ratios are faster with so little odds.
+
+    The probabilities of all arms are added; ``None`` beyond ``_USELESS``.
+    """
+    from scipy.special import stdtr
+
+    values = np.array([mean.value for mean in means])
+    errors = np.maximum([mean.error for mean in means], 1e-12)
+    freedoms = np.array([mean.freedom for mean in means])
+
+    def odds(log: float) -> float:
+        return float(stdtr(freedoms, (-log - values) / errors).sum())
+
+    if not means or odds(0) <= alpha:
+        return 0.0
+    low, high = 0.0, math.log1p(_USELESS)
+    if odds(high) > alpha:
+        return None
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (low, middle) if odds(middle) <= alpha else (middle, high)
+    return math.expm1(high)
 
 
 def _factor(log: float) -> float:
