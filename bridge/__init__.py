@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bridge.model import Format, ModelFacts, ModelRef
     from bridge.options import Options, option
     from bridge.predictor import Predictor, PredictorInfo
+    from bridge.record import SelectionRecord
     from bridge.signature import Signature, TensorSpec
 
 # Public name -> module that defines it. Resolved on first use, so that importing the
@@ -49,6 +50,7 @@ _HOMES = {
     "Predictor": "predictor",
     "PredictorInfo": "predictor",
     "Refusal": "backend",
+    "SelectionRecord": "record",
     "Signature": "signature",
     "TensorSpec": "signature",
     "ThreadSafety": "capabilities",
@@ -80,6 +82,7 @@ __all__ = [
     "Predictor",
     "PredictorInfo",
     "Refusal",
+    "SelectionRecord",
     "Signature",
     "TensorSpec",
     "ThreadSafety",

@@ -71,6 +71,7 @@ __all__ = [
     "PredictorClosed",
     "RecordError",
     "RecordNotWritten",
+    "RecordWarning",
     "ShapeMismatch",
     "SilentFallback",
     "StaleRecord",
@@ -257,6 +258,10 @@ class StaleRecord(RecordError):
 
 class RecordNotWritten(RecordError, OSError):
     """The record could not be written; nothing half-written is left."""
+
+
+class RecordWarning(UserWarning):
+    """The machine, a version or the environment is not that of the record that is loaded."""
 
 
 class MeasureError(BridgeError, RuntimeError):

@@ -219,14 +219,18 @@ def differences(
 
 
 def changed_versions(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """What distinguishes versions, one sentence each; only names that are in ``new``."""
-    return [
-        f"{name} changed from {old[name]} to {version}."
-        if name in old
-        else f"{name} {version} was not there."
-        for name, version in new.items()
-        if old.get(name) != version
-    ]
+    """What distinguishes versions, one sentence each; only names that are in ``new``.
+
+    Of Python's versions the first two numbers count.
+    """
+    found = []
+    for name, version in new.items():
+        before = old.get(name)
+        if before is None:
+            found.append(f"{name} {version} was not there.")
+        elif before != version and (name != "python" or _minor(before) != _minor(version)):
+            found.append(f"{name} changed from {before} to {version}.")
+    return found
 
 
 def changed_variables(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
@@ -243,6 +247,10 @@ def changed_variables(old: Mapping[str, str], new: Mapping[str, str]) -> list[st
         else:
             found.append(f"{name} changed from {before!r} to {now!r}.")
     return found
+
+
+def _minor(version: str) -> list[str]:
+    return version.split(".")[:2]
 
 
 def _shown(value: object) -> str:

@@ -79,7 +79,10 @@ def checksum(record: SelectionRecord) -> str:
 
 def is_record(path: Path) -> bool:
     """Whether a path that a user gave means a record: a folder with one, or a JSON file."""
-    return (path / NAME).is_file() if path.is_dir() else path.suffix == ".json"
+    try:
+        return (path / NAME).is_file() if path.is_dir() else path.suffix == ".json"
+    except OSError:  # a name too long, a folder that may not be looked into: for others to tell
+        return False
 
 
 def model_files(model: ModelRef, index: int) -> tuple[str, dict[str, Path | bytes]]:
