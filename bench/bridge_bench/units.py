@@ -59,7 +59,9 @@ def percent(share: float | None) -> str:
     value = 100 * share
     if value == 0 or abs(value) >= 99.95:
         return f"{value:,.0f} %"
-    return f"{value:.1f} %" if abs(value) >= 0.05 else f"{value:.1g} %"
+    if abs(value) < 0.05:
+        return f"{value:.1g} %"
+    return f"{value:.1f}".removesuffix(".0") + " %"
 
 
 def count(number: int, noun: str) -> str:

@@ -92,6 +92,8 @@ def linear(
 
 def _log_ticks(low: float, high: float, wanted: int) -> tuple[float, ...]:
     """Round values within the range: the densest series that is not too many."""
+    if high / low < 4:  # there, round steps read better than round factors
+        return linear(low, high, str, ticks=wanted).ticks
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     series: tuple[Sequence[float], ...] = (
         (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9),
@@ -111,10 +113,7 @@ def _log_ticks(low: float, high: float, wanted: int) -> tuple[float, ...]:
         if len(found) <= wanted:
             break
     if len(found) > wanted:
-        stride = math.ceil(len(found) / wanted)
-        return found[::stride]
-    if len(found) < 2 < wanted:
-        return linear(low, high, str, ticks=wanted).ticks
+        return found[:: math.ceil(len(found) / wanted)]
     return found
 
 

@@ -8,7 +8,7 @@ from bridge_bench.report.axis import Axis, logarithmic
 from bridge_bench.report.markup import Element, section, tag
 from bridge_bench.report.palette import Look, legend, marker
 from bridge_bench.report.plot import curve, frame, label, spread
-from bridge_bench.units import duration
+from bridge_bench.units import count, duration
 
 __all__ = ["batches"]
 
@@ -77,5 +77,6 @@ def batches(record: SelectionRecord, looks: dict[str, Look]) -> Element | None:
             class_="card",
         ),
         lead="Both axes are logarithmic: a straight line upwards is a constant price per row, a "
-        "level one is a constant price per call.",
+        "level one is a constant price per call. "
+        f"{count(len(grey), 'other arm')} in grey.",
     )

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from bridge.record import ArmRecord, BucketRecord, Measurement, SelectionRecord, Verdict
 from bridge_bench.report import wording
 from bridge_bench.report.axis import Axis, logarithmic
-from bridge_bench.report.markup import Element, folded, section, tag
+from bridge_bench.report.markup import Element, folded, name, section, tag
 from bridge_bench.report.palette import Look, marker
 from bridge_bench.units import ratio
 
 __all__ = ["forest"]
 
 _SHOWN = 10
-_CEILING = 2.6  # times the winner's; slower arms are drawn at the edge, with an arrow
+_FACTOR = 2.5  # times the middle arm's; what is slower is said to be beyond the plot
 _MIDDLE = 11.0  # pixels
 
 
@@ -32,13 +32,12 @@ def forest(record: SelectionRecord, looks: dict[str, Look]) -> Element | None:
     ]
     if not panels:
         return None
-    sure = "95 %"
     rate = record.limits.objective in {"throughput", "cost"}
     what = "The winner's rate over each arm's" if rate else "Each arm's time over the winner's"
     return section(
         "How much slower is each arm?",
         *panels,
-        lead=f"{what}, compared block by block, with {sure} intervals. Left is better; the "
+        lead=f"{what}, compared block by block, with 95 % intervals. Left is better; the "
         "vertical line is the winner, the shaded band is the margin within which arms count as "
         "equal.",
     )
@@ -60,13 +59,6 @@ def _panel(
         key=lambda row: (row[0].id != winner, 1.0 if row[1].slower is None else row[1].slower.value)
     )
     margin = 1 + record.protocol.epsilon
-    values = [1.0, margin]
-    for _, one in rows:
-        if one.slower is not None:
-            values += [one.slower.low, min(one.slower.high, _CEILING)]
-    axis = logarithmic(
-        [value for value in values if value <= _CEILING], ratio, margin=1.015, ticks=7
-    )
     # Few arms are worth a look in the end: those that lead, and the default.
     keep = {arm.id for arm, _ in rows[:_SHOWN]} | {arm.id for arm, _ in rows if arm.is_default}
     keep |= {arm.id for arm, one in rows if one.status in {"won", "tied", "undecided"}}
@@ -74,12 +66,12 @@ def _panel(
     rest = [row for row in rows if row[0].id not in keep]
     if len(rest) == 1:
         first, rest = rows, []
-    name = wording.number_of_rows(bucket.rows) if record.batch_axes else "Every call"
+    title = wording.number_of_rows(bucket.rows) if record.batch_axes else "Every call"
     return tag(
         "div",
-        tag("h3", name),
-        _table(first, winner, axis, margin, looks),
-        folded(f"{len(rest)} more, all slower", _table(rest, winner, axis, margin, looks))
+        tag("h3", title),
+        _table(first, winner, margin, looks),
+        folded(f"{len(rest)} more, all slower", _table(rest, winner, margin, looks))
         if rest
         else None,
         class_="card",
@@ -89,10 +81,10 @@ def _panel(
 def _table(
     rows: Sequence[tuple[ArmRecord, Measurement]],
     winner: str | None,
-    axis: Axis,
     margin: float,
     looks: dict[str, Look],
 ) -> Element:
+    axis = _axis(rows, margin)
     body = [_row(arm, one, winner, axis, margin, looks.get(arm.id)) for arm, one in rows]
     scale = tag(
         "tr",
@@ -114,6 +106,20 @@ def _table(
     return tag("table", head, tag("tbody", *body, scale), class_="forest")
 
 
+def _axis(rows: Sequence[tuple[ArmRecord, Measurement]], margin: float) -> Axis:
+    """Wide enough for most: a few far slower ones do not press the others together."""
+    known = sorted(
+        (one.slower for _, one in rows if one.slower is not None), key=lambda one: one.value
+    )
+    values = [1.0, margin**2]
+    if known:
+        ceiling = max(_FACTOR * known[len(known) // 2].value, known[0].high)
+        for one in known:
+            if one.value <= ceiling:
+                values += [one.low, min(one.high, ceiling)]
+    return logarithmic(values, ratio, margin=1.01, ticks=7)
+
+
 def _row(
     arm: ArmRecord,
     one: Measurement,
@@ -132,7 +138,7 @@ def _row(
         "tr",
         tag(
             "th",
-            tag("code", arm.id),
+            name(arm.id),
             *(tag("span", text, class_="mark") for text in marks),
             scope="row",
         ),
@@ -159,11 +165,18 @@ def _interval(
             "rect",
             x=f"{left:.2f}%",
             width=f"{right - left:.2f}%",
-            y="0",
-            height="100%",
+            y="-3",
+            height=2 * _MIDDLE + 6,
             class_="band",
         ),
-        tag("line", x1=f"{left:.2f}%", x2=f"{left:.2f}%", y1="0", y2="100%", class_="origin"),
+        tag(
+            "line",
+            x1=f"{left:.2f}%",
+            x2=f"{left:.2f}%",
+            y1="-3",
+            y2=2 * _MIDDLE + 3,
+            class_="origin",
+        ),
     ]
     class_ = "grey" if look is None else look.class_
     value = 1.0 if one.slower is None else one.slower.value

@@ -6,7 +6,18 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
 
-__all__ = ["Element", "clean", "document", "facts", "folded", "heads", "scrolled", "section", "tag"]
+__all__ = [
+    "Element",
+    "clean",
+    "document",
+    "facts",
+    "folded",
+    "heads",
+    "name",
+    "scrolled",
+    "section",
+    "tag",
+]
 
 Element = ET.Element
 
@@ -58,6 +69,18 @@ def section(title: str, *parts: Element | str | None, lead: str = "") -> Element
 def scrolled(*parts: Element | None, class_: str | None = None) -> Element:
     """A table that scrolls sideways within itself where it is too wide."""
     return tag("div", tag("table", *parts, class_=class_), class_="scrolled", tabindex="0")
+
+
+def name(text: str) -> Element:
+    """A name to be typed, such as an arm's; long ones break between their parts."""
+    made = tag("code")
+    for index, part in enumerate(re.split(r"(?<=[/,:=_])", text)):
+        if index:
+            made.append(tag("wbr"))
+            made[-1].tail = clean(part)
+        else:
+            made.text = clean(part)
+    return made
 
 
 def heads(*names: str, numbers: Iterable[str] = ()) -> Element:

@@ -103,8 +103,8 @@ def swatch(look: Look) -> Element:
 def legend(looks: dict[str, Look], default: str | None, *, others: int = 0) -> Element:
     """Names of the arms in colour, and how many more there are in grey."""
     items = [
-        tag("li", swatch(look), " ", tag("code", name), " (default)" if name == default else "")
-        for name, look in looks.items()
+        tag("li", swatch(look), " ", tag("code", arm), " (default)" if arm == default else "")
+        for arm, look in looks.items()
     ]
     if others:
         line = tag("line", x1="0", x2="28", y1="7", y2="7", class_="line")

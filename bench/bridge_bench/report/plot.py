@@ -110,15 +110,16 @@ def curve(
 
 def label(text: str, y: float, look: Look | None = None) -> Element:
     """A name at the right end of a plot, at a height in pixels."""
+    mark = None
+    if look is not None:
+        mark = tag("path", d=look.shape, transform="translate(18,0)")
     return tag(
-        "text",
-        tag("title", text),
-        shortened(text),
+        "svg",
+        mark,
+        tag("text", tag("title", text), shortened(text), x="28", dy=".35em"),
         x="100%",
         y=f"{y:.1f}",
-        dx="10",
-        dy=".35em",
-        class_="label" if look is None else f"label {look.class_}",
+        class_="label marker" if look is None else f"label marker {look.class_}",
     )
 
 

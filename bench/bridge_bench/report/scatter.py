@@ -10,7 +10,7 @@ from bridge_bench.report.axis import Axis, logarithmic
 from bridge_bench.report.markup import Element, section, tag
 from bridge_bench.report.palette import Look, legend, marker
 from bridge_bench.report.plot import frame, label, shortened, spread
-from bridge_bench.units import number, ratio
+from bridge_bench.units import count, number, ratio
 
 __all__ = ["scatter"]
 
@@ -35,6 +35,7 @@ def scatter(record: SelectionRecord, looks: dict[str, Look]) -> Element | None:
         text=number,
         title="largest error, as a share of what the gate allows",
     )
+    grey = len(errors) - len(set(errors) & set(looks))
     timed = [value for value in speeds.values() if value is not None]
     y = logarithmic([1.0, *timed], ratio, "time relative to the winner", margin=1.1, ticks=6)
     gate = f"{100 * x.place(1.0):.2f}%"
@@ -93,11 +94,12 @@ def scatter(record: SelectionRecord, looks: dict[str, Look]) -> Element | None:
                 height=_HEIGHT,
                 class_="labelled",
             ),
-            legend(drawn, default, others=len(errors) - len(drawn)),
+            legend(drawn, default, others=grey),
             class_="card",
         ),
         lead="Arms to the right of the gate cannot win, however fast. Those refused before they "
-        "were timed are at the top. Speed is the geometric mean over the measured sizes.",
+        "were timed are at the top. Speed is the geometric mean over the measured sizes. "
+        f"{count(grey, 'other arm')} in grey, those that missed the gate in red.",
     )
 
 

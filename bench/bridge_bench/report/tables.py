@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bridge.record import ArmRecord, BucketRecord, Measurement, SelectionRecord
 from bridge_bench.report import wording
-from bridge_bench.report.markup import Element, folded, heads, scrolled, section, tag
+from bridge_bench.report.markup import Element, folded, heads, name, scrolled, section, tag
 from bridge_bench.units import count, duration, number, size
 
 __all__ = ["arms", "details", "gate"]
@@ -55,11 +55,11 @@ def _ran(record: SelectionRecord, found: Sequence[ArmRecord]) -> Element:
     sizes = [_head(record, bucket) for bucket in timed]
     names = ["arm", "status"]
     numbers = [*sizes, *(["prepare"] if prepared else []), "load", "memory", "max error"]
-    names += [*(["model"] if several else []), *(["tier"] if reduced else []), *numbers, "why"]
+    names += [*(["model"] if several else []), *(["tier"] if reduced else []), *numbers]
     body = []
     for arm in found:
         cells = [
-            tag("th", tag("code", arm.id), *_marks(arm), scope="row"),
+            tag("th", name(arm.id), *_marks(arm), scope="row"),
             tag("td", _badge(arm.status)),
         ]
         if several:
@@ -74,9 +74,11 @@ def _ran(record: SelectionRecord, found: Sequence[ArmRecord]) -> Element:
             tag("td", duration(arm.load_s), class_="n"),
             tag("td", size(arm.memory_bytes), class_="n"),
             tag("td", error, class_="n"),
-            tag("td", _why(arm), class_="why"),
         ]
         body.append(tag("tr", *cells))
+        why = _why(arm)
+        if why is not None:
+            body.append(tag("tr", tag("td", why, colspan=len(cells)), class_="why"))
     return scrolled(heads(*names, numbers=numbers), tag("tbody", *body), class_="arms")
 
 
@@ -103,14 +105,15 @@ def _median(one: Measurement | None) -> Element:
     return tag("td", tag("b", text) if leads else text, class_="n")
 
 
-def _why(arm: ArmRecord) -> Element | str:
+def _why(arm: ArmRecord) -> Element | None:
+    """Reason of an arm that cannot win, and what to do about it."""
     reason = wording.reason_of(arm)
+    if not reason or arm.status in {"won", "tied", "eliminated"}:
+        return None
     if arm.error is None:
-        return reason
+        return tag("span", reason)
     message, fix = str(arm.error.get("message", "")), str(arm.error.get("fix", "") or "")
     parts = [text for text in (message if message != reason else "", fix) if text]
-    if not parts:
-        return reason
     return tag("span", reason, *(tag("span", text, class_="soft block") for text in parts))
 
 
@@ -121,8 +124,8 @@ def _skipped(rule: str, found: Sequence[ArmRecord]) -> Element:
     items = []
     for reason, names in reasons.items():
         listed: list[Element | str] = []
-        for name in names:
-            listed += [tag("code", name), " "]
+        for one in names:
+            listed += [name(one), " "]
         items.append(tag("li", f"{reason} " if reason else "", *listed))
     return folded(f"{rule}: {count(len(found), 'arm')}", tag("ul", *items))
 
@@ -178,7 +181,7 @@ def _outputs(found: Sequence[ArmRecord]) -> Element | None:
     body = [
         tag(
             "tr",
-            tag("th", tag("code", arm.id), scope="row"),
+            tag("th", name(arm.id), scope="row"),
             tag("td", tag("code", one.output)),
             tag("td", _passed(passes=one.passes)),
             tag("td", number(one.excess), class_="n"),
@@ -203,7 +206,7 @@ def _metrics(found: Sequence[ArmRecord]) -> Element | None:
     body = [
         tag(
             "tr",
-            tag("th", tag("code", arm.id), scope="row"),
+            tag("th", name(arm.id), scope="row"),
             tag("td", one.metric),
             tag("td", tag("code", one.output)),
             tag("td", _passed(passes=one.passes)),
@@ -250,8 +253,8 @@ def details(record: SelectionRecord) -> Element | None:
                 heads("arm", "status", *numbers, "how it ended", numbers=numbers),
                 tag("tbody", *body),
             )
-            name = wording.number_of_rows(bucket.rows) if record.batch_axes else "Every call"
-            parts.append(folded(name, table))
+            title = wording.number_of_rows(bucket.rows) if record.batch_axes else "Every call"
+            parts.append(folded(title, table))
     if not parts:
         return None
     return section(
@@ -278,7 +281,7 @@ def _detail(arm: ArmRecord, one: Measurement) -> Element:
     )
     return tag(
         "tr",
-        tag("th", tag("code", arm.id), scope="row"),
+        tag("th", name(arm.id), scope="row"),
         tag("td", _badge(one.status)),
         *(tag("td", value, class_="n") for value in values),
         tag("td", f"{one.reason}{unstable}".strip(), class_="why"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bridge.record import ArmRecord, Canary, Measurement, SelectionRecord
 from bridge_bench.report import wording
 from bridge_bench.report.axis import linear
-from bridge_bench.report.markup import Element, scrolled, section, tag
+from bridge_bench.report.markup import Element, name, scrolled, section, tag
 from bridge_bench.report.palette import Look
 from bridge_bench.report.plot import curve, frame
 from bridge_bench.units import count, duration, percent
@@ -28,18 +28,22 @@ def timeline(record: SelectionRecord, looks: dict[str, Look]) -> Element | None:
         for bucket in record.buckets
         if any((one := arm.bucket(bucket.rows)) is not None and _length(one) for arm in raced)
     ]
-    names = [
+    titles = [
         wording.number_of_rows(bucket.rows) if record.batch_axes else "every call"
         for bucket in buckets
     ]
     head = tag(
         "thead",
-        tag("tr", tag("th", "arm", scope="col"), *(tag("th", name, scope="col") for name in names)),
+        tag(
+            "tr",
+            tag("th", "arm", scope="col"),
+            *(tag("th", title, scope="col") for title in titles),
+        ),
     )
     body = [
         tag(
             "tr",
-            tag("th", tag("code", arm.id), scope="row"),
+            tag("th", name(arm.id), scope="row"),
             *(
                 tag("td", _bar(record, arm, arm.bucket(bucket.rows), longest, looks.get(arm.id)))
                 for bucket in buckets

@@ -6,15 +6,15 @@ import shlex
 
 from bridge.record import BucketRecord, SelectionRecord, Verdict
 from bridge_bench.report import wording
-from bridge_bench.report.markup import Element, facts, heads, scrolled, section, tag
+from bridge_bench.report.markup import Element, facts, heads, name, scrolled, section, tag
 from bridge_bench.units import duration, percent, ratio, size
 
 __all__ = ["commands", "confirmations", "header", "routes"]
 
 _SIGNS = {
     "proven": ("good", "\u2713", "proven"),
-    "tied": ("good", "\u2248", "tied, the best as far as can be told"),
-    "default": ("calm", "=", "no gain over the default"),
+    "tied": ("good", "\u2248", "tied"),
+    "default": ("calm", "=", "default kept"),
     "undecided": ("warn", "?", "undecided"),
     "interrupted": ("warn", "?", "interrupted"),
     "none": ("bad", "\u2715", "no arm may serve"),
@@ -69,8 +69,8 @@ def _card(record: SelectionRecord, bucket: BucketRecord, verdict: Verdict) -> El
     return tag(
         "li",
         tag("p", wording.bucket_range(record, bucket.rows), class_="range"),
+        tag("p", name(verdict.winner or "no arm"), class_="arm"),
         tag("p", tag("b", big), f" {small}", class_="gain"),
-        tag("p", tag("code", verdict.winner or "no arm")),
         tag("p", timed) if timed else None,
         tag("p", tag("span", f"{sign} {words}", class_=f"badge {tone}"), class_="state"),
         tag("p", wording.sureness(record, verdict), class_="soft"),
@@ -152,7 +152,7 @@ def routes(record: SelectionRecord) -> Element | None:
             tag(
                 "tr",
                 tag("th", wording.route_range(found, index), scope="row"),
-                tag("td", tag("code", route.arm)),
+                tag("td", name(route.arm)),
                 tag("td", pieces),
                 tag("td", size(arm.memory_bytes), class_="n"),
                 tag("td", duration(arm.load_s), class_="n"),
@@ -180,7 +180,7 @@ def confirmations(record: SelectionRecord) -> Element | None:
         body.append(
             tag(
                 "tr",
-                tag("th", tag("code", one.arm), scope="row"),
+                tag("th", name(one.arm), scope="row"),
                 tag("td", wording.number_of_rows(one.rows)),
                 tag("td", launches, class_="n"),
                 tag("td", told, class_="n"),
@@ -227,7 +227,7 @@ def commands(record: SelectionRecord) -> Element:
 def _runner_up(record: SelectionRecord) -> str | None:
     serving = {route.arm for route in record.decision.routes}
     for verdict in record.decision.verdicts:
-        for name in verdict.ranking:
-            if name not in serving:
-                return name
+        for arm in verdict.ranking:
+            if arm not in serving:
+                return arm
     return None
