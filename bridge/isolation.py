@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import select
 import signal
+import socket
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from bridge.check import Arrays
 from bridge.child import Child
 from bridge.device import Device
 from bridge.errors import InputError, PredictorClosed, PredictTimeout, WorkerDied
+from bridge.lane import Lane
 from bridge.options import Options
 from bridge.signature import Signature
 from bridge.slice import Slice
@@ -69,7 +71,18 @@ class Worker:
         Args:
             environment: Variables for the child, on top of this process's own.
         """
-        self._child = Child(environment=environment)
+        ours, theirs = socket.socketpair()
+        self._lanes = ours
+        try:
+            with theirs:
+                self._child = Child(
+                    [str(theirs.fileno())],
+                    descriptors=[theirs.fileno()],
+                    environment=environment,
+                )
+        except BaseException:
+            ours.close()
+            raise
 
     @property
     def pid(self) -> int:
@@ -144,6 +157,42 @@ class Worker:
             {"do": "predict", "slot": slot, "outputs": names}, inputs, timeout_s=timeout_s
         )
         return results, float(answer["call_s"])
+
+    def open_lane(self, *, slot: int = 0, timeout_s: float = 60.0) -> Lane:
+        """A way to call a slot's predictor through shared memory.
+
+        Lanes work side by side, and beside the other methods; the caller closes them.
+
+        Raises:
+            OSError: This process has no file descriptors left.
+        """
+        child = self._child
+        lane = Lane(lambda: child.is_running)
+        try:
+            try:
+                socket.send_fds(self._lanes, [b"lane"], lane.descriptors)
+            except BrokenPipeError as error:
+                raise child.died() from error
+            self._request({"do": "lane", "slot": slot}, timeout_s=timeout_s)
+            lane.sent()
+        except BaseException:
+            lane.close()
+            raise
+        return lane
+
+    def died(self) -> WorkerDied:
+        """The error for a child whose lane was found closed; it is ended if need be."""
+        return self._child.died()
+
+    def late(self, request: str, timeout_s: float) -> PredictTimeout:
+        """Ends the child, which took too long; the error that says so."""
+        self._child.end()
+        return self._child.late(request, timeout_s)
+
+    def kill(self) -> None:
+        """Ends the child at once, without a word to its runtimes."""
+        self._lanes.close()
+        self._child.close()
 
     def keep_inputs(
         self,
@@ -270,7 +319,7 @@ class Worker:
             self.resume()
             with contextlib.suppress(PredictTimeout, WorkerDied):  # then it is gone already
                 self._request({"do": "close"}, timeout_s=10.0)
-        child.close()
+        self.kill()
 
     def __enter__(self) -> Self:
         return self

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from bridge.dtypes import DType
 from bridge.errors import BridgeError, DTypeMismatch, InputError, PredictError, error_classes
 
-__all__ = ["error_from", "error_to", "read", "write"]
+__all__ = ["dtype_of", "error_from", "error_to", "read", "write"]
 
 _MAX_HEADER_BYTES = 1 << 30
 _MAX_ARRAY_BYTES = 1 << 40
@@ -45,7 +45,7 @@ def write(
     described = []
     payload: list[npt.NDArray[Any]] = []
     for name, array in (arrays or {}).items():
-        kind = _kind(name, array)
+        kind = dtype_of(name, array)
         item: dict[str, Any] = {"name": name, "dtype": kind.value, "shape": array.shape}
         if kind is DType.STRING:
             item["strings"] = [_text(name, text) for text in array.ravel().tolist()]
@@ -89,6 +89,30 @@ def read(stream: IO[bytes]) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]
     return fields, arrays
 
 
+def dtype_of(name: str, array: npt.NDArray[Any]) -> DType:
+    """The element type of an array that can be sent.
+
+    Raises:
+        InputError: It is no numpy array.
+        DTypeMismatch: Its dtype cannot be sent, or is in foreign byte order.
+    """
+    if not isinstance(array, np.ndarray):
+        raise InputError(
+            f"array '{name}' is of class {type(array).__name__}; wanted a numpy array.",
+            fix="Convert it with numpy.asarray(value, dtype) first.",
+        )
+    kind: DType | None = None
+    with contextlib.suppress(ValueError):  # told below
+        kind = DType.of(array.dtype)
+    if kind is None or not array.dtype.isnative:
+        raise DTypeMismatch(
+            f"array '{name}' has dtype {array.dtype.str}, which cannot go through a worker's pipe.",
+            fix="Convert it on purpose with array.astype(...), to a dtype in native byte order.",
+            got=str(array.dtype),
+        )
+    return kind
+
+
 def error_to(error: BridgeError) -> dict[str, Any]:
     """An error as JSON types, for ``error_from`` on the other side.
 
@@ -118,24 +142,6 @@ def error_from(data: Mapping[str, Any]) -> BridgeError:
         device=data["device"],
         **data["detail"],
     )
-
-
-def _kind(name: str, array: npt.NDArray[Any]) -> DType:
-    if not isinstance(array, np.ndarray):
-        raise InputError(
-            f"array '{name}' is of class {type(array).__name__}; wanted a numpy array.",
-            fix="Convert it with numpy.asarray(value, dtype) first.",
-        )
-    kind: DType | None = None
-    with contextlib.suppress(ValueError):  # told below
-        kind = DType.of(array.dtype)
-    if kind is None or not array.dtype.isnative:
-        raise DTypeMismatch(
-            f"array '{name}' has dtype {array.dtype.str}, which cannot go through a worker's pipe.",
-            fix="Convert it on purpose with array.astype(...), to a dtype in native byte order.",
-            got=str(array.dtype),
-        )
-    return kind
 
 
 def _text(name: str, item: object) -> str:

@@ -1,4 +1,4 @@
-"""The child side of a worker: ``python -m bridge.worker`` serves predictors in slots.
+"""The child side of a worker: ``python -m bridge.worker SOCKET`` serves predictors in slots.
 
 It reads requests from its standard input and answers on its standard output; what
 runtimes print goes to standard error, a file that the parent reads when something went
@@ -14,6 +14,7 @@ wrong. Requests, by their field ``do``:
 ``measure``  slot, key, calls, discard, callers, split_rows, ... -> elapsed_ns, cpu_ns, drift
              and the array ``ns``
 ``null``     calls -> array ``ns`` of calls that do nothing
+``lane``     slot, with ``Lane.descriptors`` waiting in the socket: serves a lane
 ``memory``   reset_peak -> rss_bytes, peak_rss_bytes
 ``close``    ends the process
 
@@ -26,7 +27,9 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +39,7 @@ from typing import Any, BinaryIO
 from bridge import logs, message
 from bridge.check import Arrays
 from bridge.errors import BridgeError, PredictError
+from bridge.lane import serve
 from bridge.loading import load
 from bridge.predictor import Predictor
 from bridge.registry import registry
@@ -52,7 +56,8 @@ _Answer = tuple[dict[str, Any], Arrays]
 class _Service:
     """The predictors of this process, and the inputs and outputs kept for measuring."""
 
-    def __init__(self) -> None:
+    def __init__(self, lanes: socket.socket) -> None:
+        self._lanes = lanes
         self._predictors: dict[int, Predictor] = {}
         self._inputs: dict[str, list[Arrays]] = {}
         self._outputs: dict[tuple[int, str], list[Arrays]] = {}
@@ -156,6 +161,14 @@ class _Service:
         found, _, _ = timed(null_call, [{}], request["calls"], discard=10)
         return {}, {"ns": found.ns}
 
+    def lane(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
+        _, descriptors, _, _ = socket.recv_fds(self._lanes, 16, 4)
+        predict = self.predictor(request["slot"]).predict
+        threading.Thread(
+            target=serve, args=(predict, wrapped, descriptors), name="bridge-lane", daemon=True
+        ).start()
+        return {}, {}
+
     def memory(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
         answer = {"rss_bytes": _rss_bytes(), "peak_rss_bytes": _peak_rss_bytes()}
         if request["reset_peak"]:
@@ -223,7 +236,7 @@ def main() -> int:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a runtime that prints must not garble the answers
     logs.outputs_are_kept()
-    service = _Service()
+    service = _Service(socket.socket(fileno=int(sys.argv[1])))
     handlers = {
         "prepare": service.prepare,
         "load": service.load,
@@ -233,6 +246,7 @@ def main() -> int:
         "outputs": service.outputs,
         "measure": service.measure,
         "null": service.null,
+        "lane": service.lane,
         "memory": service.memory,
     }
     while True:

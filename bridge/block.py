@@ -1,0 +1,95 @@
+"""Memory that two processes share: a file without a name, mapped by both.
+
+Nothing of it can be left behind: the file goes when the last descriptor and mapping do.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bridge.errors import OutOfMemory
+
+__all__ = ["ALIGNMENT", "Block"]
+
+ALIGNMENT = 64
+"""Where arrays may begin: a cache line, and the widest vector registers."""
+
+_MIN_BYTES = 1 << 16
+
+
+class Block:
+    """One shared file as this process sees it.
+
+    One process writes into it and makes it longer, the other only reads; both in turn,
+    so that nothing here needs a lock.
+
+    Attributes:
+        file: Its descriptor, owned by this object.
+    """
+
+    def __init__(self, file: int) -> None:
+        self.file = file
+        self._map: mmap.mmap | None = None
+        self._size = 0
+
+    @classmethod
+    def create(cls) -> Block:
+        """An empty one.
+
+        Raises:
+            OSError: The process has no file descriptors left.
+        """
+        file = os.memfd_create("bridge-block", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        # The other side can never make it shorter, which would be SIGBUS on this side.
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        return cls(file)
+
+    def reserve(self, size_bytes: int) -> None:
+        """Makes it at least this long; for the side that writes.
+
+        Raises:
+            OutOfMemory: The system does not let it grow; it stays as it was.
+        """
+        if size_bytes <= self._size:
+            return
+        size = max(size_bytes, 2 * self._size, _MIN_BYTES)
+        try:
+            os.ftruncate(self.file, size)
+            self._see(size)
+        except (OSError, ValueError, OverflowError) as error:
+            raise OutOfMemory(
+                f"no {size} bytes of shared memory could be had: {error}.",
+                fix="Use smaller batches.",
+                size_bytes=size,
+            ) from error
+
+    def array(self, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """An array in it; it stays valid whatever this object does later.
+
+        Raises:
+            ValueError, TypeError: It lies outside of the file.
+            OSError: The system does not map it.
+        """
+        size = dtype.itemsize
+        for length in shape:
+            size *= length
+        if offset < 0 or offset + size > self._size:
+            self._see(os.fstat(self.file).st_size)
+        # Earlier arrays keep the earlier mapping, which is of the same memory.
+        return np.ndarray(shape, dtype, self._map, offset)
+
+    def close(self) -> None:
+        """Closes the descriptor; arrays stay valid."""
+        if self.file >= 0:
+            os.close(self.file)
+        self.file, self._map = -1, None
+
+    def _see(self, size: int) -> None:
+        self._map = mmap.mmap(self.file, size) if size else None
+        self._size = size
