@@ -246,7 +246,7 @@ def restore(
             ("limits", request.limits, earlier.limits),
             ("seed", request.seed, earlier.seed),
             ("looks", request.protocol.looks, earlier.protocol.looks),
-            ("machine", machine.fingerprint().get("cpu"), earlier.machine.get("cpu")),
+            ("machine", machine.differences(earlier.machine, machine.fingerprint()), []),
         )
         if mine != theirs
     ]

@@ -24,6 +24,7 @@ from bridge_cli.profile import (
     make_profile,
     pairs,
     read_signature,
+    stated_signature,
 )
 
 if TYPE_CHECKING:
@@ -177,28 +178,6 @@ def _options(texts: Sequence[str] | None, backends: Sequence[str] | None) -> Map
 
 def _samples(path: Path, model: str, declared: str | Signature | None, *, trust: bool) -> Arrays:
     """Real inputs, read by the signature that the first model states."""
-    from bridge.errors import InputError, OptionError, nearest
-    from bridge.loading import open_model
-    from bridge.signature import Signature
     from bridge_bench.profile import read_inputs
 
-    if isinstance(declared, Signature):
-        return read_inputs(path, declared)
-    found = open_model(model, signature=declared, trust=trust)
-    stated = found.facts.signatures
-    key = declared or ("serving_default" if "serving_default" in stated else None)
-    if len(stated) == 1:
-        key = key if key in stated else next(iter(stated))
-    if not stated:
-        raise InputError(
-            f"model {found.name} does not state its inputs, so none can be read for it.",
-            fix="Name a model first that does, or state them with --signature FILE.json.",
-            model=found.name,
-        )
-    if key is None or key not in stated:
-        raise OptionError(
-            f"model {found.name} has {len(stated)} signatures; "
-            f"{'none was chosen' if key is None else f'none is called {key!r}'}.",
-            fix=f"Choose with --signature. {nearest(key or '', stated)}",
-        )
-    return read_inputs(path, stated[key])
+    return read_inputs(path, stated_signature(model, declared, trust=trust))

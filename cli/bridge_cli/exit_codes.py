@@ -12,7 +12,9 @@ __all__ = [
     "INTERRUPTED",
     "MODEL",
     "NOTHING_RAN",
+    "NOT_CONFORMANT",
     "OK",
+    "OVER_LIMIT",
     "TABLE",
     "USAGE",
     "WORK",
@@ -28,6 +30,8 @@ INPUT = 5
 DEVICE = 6
 WORK = 7
 NOTHING_RAN = 8
+NOT_CONFORMANT = 9
+OVER_LIMIT = 10
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 CLOSED_OUTPUT = 141  # 128 + SIGPIPE, as shells report it
@@ -41,7 +45,9 @@ TABLE = {
     INPUT: "the inputs do not fit the signature",
     DEVICE: "the device: not there, not what was asked for, out of memory",
     WORK: "predicting, converting, the cache or writing a file failed",
-    NOTHING_RAN: "compare: no arm ran; conform: nothing could be tried",
+    NOTHING_RAN: "compare, select: no arm ran; conform: nothing could be tried",
+    NOT_CONFORMANT: "select: no arm passed the gate",
+    OVER_LIMIT: "select: no arm keeps the limits of latency or memory",
     DEFECT: "a defect of the program itself",
     INTERRUPTED: "interrupted with Ctrl-C",
     CLOSED_OUTPUT: "the reader of the output went away",

@@ -34,6 +34,7 @@ __all__ = [
     "pairs",
     "read_samples",
     "read_signature",
+    "stated_signature",
 ]
 
 _PANEL = "Inputs"
@@ -153,6 +154,39 @@ def read_samples(path: Path | None, profile: InputProfile, signature: Signature)
 
     samples = Samples.read(path, signature, profile.batch_dim)
     return dataclasses.replace(profile, samples=samples)
+
+
+def stated_signature(model: str, declared: str | Signature | None, *, trust: bool) -> Signature:
+    """The signature that a model states, told without its runtime; or the one declared.
+
+    Raises:
+        InputError: The model does not state its inputs.
+        OptionError: It has several signatures, and none of the key given.
+    """
+    from bridge.errors import InputError, OptionError, nearest
+    from bridge.loading import open_model
+    from bridge.signature import Signature
+
+    if isinstance(declared, Signature):
+        return declared
+    found = open_model(model, signature=declared, trust=trust)
+    stated = found.facts.signatures
+    key = declared or ("serving_default" if "serving_default" in stated else None)
+    if len(stated) == 1:
+        key = key if key in stated else next(iter(stated))
+    if not stated:
+        raise InputError(
+            f"model {found.name} does not state its inputs, so none can be read for it.",
+            fix="Name a model first that does, or state them with --signature FILE.json.",
+            model=found.name,
+        )
+    if key is None or key not in stated:
+        raise OptionError(
+            f"model {found.name} has {len(stated)} signatures; "
+            f"{'none was chosen' if key is None else f'none is called {key!r}'}.",
+            fix=f"Choose with --signature. {nearest(key or '', stated)}",
+        )
+    return stated[key]
 
 
 def _values(texts: Sequence[str] | None) -> list[tuple[str, Values]]:

@@ -10,7 +10,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from bridge_cli import cache, compare, conform, convert, doctor, exit_codes, inspect, options, run
+from bridge_cli import (
+    cache,
+    compare,
+    conform,
+    convert,
+    doctor,
+    exit_codes,
+    inspect,
+    options,
+    run,
+    select,
+    verify,
+)
 from bridge_cli.main import close_output
 
 __all__ = ["Program", "app", "own_names"]
@@ -122,7 +134,7 @@ def _program(
     pass
 
 
-_COMMANDS = (doctor, inspect, run, compare, convert, options, conform)
+_COMMANDS = (doctor, inspect, run, compare, select, verify, convert, options, conform)
 for command in _COMMANDS:
     app.command(epilog=command.EPILOG)(getattr(command, command.__name__.rpartition(".")[2]))
 app.add_typer(cache.app, name="cache")
