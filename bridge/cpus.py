@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-__all__ = ["quota_cpus", "usable_cpus"]
+__all__ = ["cpu_flags", "quota_cpus", "usable_cpus"]
 
 
 def usable_cpus(root: Path = Path("/")) -> int:
@@ -33,6 +33,18 @@ def usable_cpus(root: Path = Path("/")) -> int:
 def quota_cpus(root: Path = Path("/")) -> float | None:
     """CPUs' worth of time that the tightest cgroup quota allows; ``None`` without one."""
     return min((quota / period for quota, period in _quotas(root)), default=None)
+
+
+def cpu_flags(root: Path = Path("/")) -> frozenset[str]:
+    """Instruction sets of the first CPU as Linux names them, such as ``avx512_bf16``.
+
+    Empty where the kernel does not tell: then nothing is known, not that there are none.
+
+    Args:
+        root: Where ``/proc`` is looked up; for tests.
+    """
+    match = re.search(r"^(?:flags|Features)\s*:(.*)$", _text(root / "proc/cpuinfo"), re.MULTILINE)
+    return frozenset(match[1].split()) if match else frozenset()
 
 
 def _quotas(root: Path) -> Iterator[tuple[int, int]]:

@@ -21,6 +21,7 @@ from bridge import (
 from bridge.cpus import usable_cpus
 from bridge.device import driver_devices
 from bridge.errors import DeviceUnavailable, OptionError
+from bridge.search import Pruned, combine
 from bridge_onnxruntime.failures import error_rules
 from bridge_onnxruntime.options import OnnxruntimeOptions
 from bridge_onnxruntime.predictor import OnnxruntimePredictor, make_predictor
@@ -77,21 +78,35 @@ class OnnxruntimeBackend(Backend):
             thread_safety=ThreadSafety.SHARED,
         )
 
-    def search_space(self, model: ModelRef, device: Device) -> tuple[Options, ...]:
-        """The default, then what has changed the order of runtimes before."""
-        default = OnnxruntimeOptions()
+    def search_space(self, model: ModelRef, device: Device) -> tuple[Options | Pruned, ...]:
+        """Threads first, then how the graph is rewritten, and memory.
+
+        Source: the options of ``onnxruntime_perf_test`` (microsoft/onnxruntime,
+        ``onnxruntime/test/perftest/README.md``).
+        """
         if device != CPU:
-            if PROVIDERS["tensorrt"] in onnxruntime().get_available_providers():
-                return (default, OnnxruntimeOptions(provider="tensorrt"))
-            return (default,)
-        arms = [default]
-        if usable_cpus() > 1:
-            arms += [
-                OnnxruntimeOptions(threads=1),
-                OnnxruntimeOptions(spinning=False),
-                OnnxruntimeOptions(execution_mode="parallel"),
-            ]
-        return tuple(arms)
+            return combine(OnnxruntimeOptions, _cuda_candidates())
+        cpus = usable_cpus()
+        half: list[dict[str, Any]] = [{"threads": cpus // 2}] if cpus > 3 else []
+        parallel: dict[str, Any] = {"execution_mode": "parallel"}
+        alone = Pruned(parallel, "one-cpu", "with one CPU nothing runs side by side.")
+        return combine(
+            OnnxruntimeOptions,
+            [
+                {},
+                {"threads": 1},
+                *half,
+                {"spinning": False},
+                {"graph_optimization": "extended"},
+                {"memory_pattern": False},
+                {"arena": False},
+                *([parallel, {**parallel, "threads": 1}] if cpus > 1 else [alone]),
+                {"graph_optimization": "basic"},
+                {"threads": cpus},
+                {"inter_threads": 2},
+                _NO_BINDING,
+            ],
+        )
 
     def error_rules(self) -> tuple[ErrorRule, ...]:
         """Rules for the exceptions of onnxruntime; see ``failures``."""
@@ -130,6 +145,22 @@ class OnnxruntimeBackend(Backend):
             details=details,
         )
         return make_predictor(session, signature, info)
+
+
+_NO_BINDING = Pruned(
+    {"io_binding": True},
+    "io-binding-on-cpu",
+    "a CPU session reads the caller's memory directly, so that binding saves nothing.",
+)
+
+
+def _cuda_candidates() -> list[dict[str, Any] | Pruned]:
+    tensorrt: dict[str, Any] = {"provider": "tensorrt"}
+    candidates: list[dict[str, Any] | Pruned] = [{}, {"cpu_nodes": True}]
+    if PROVIDERS["tensorrt"] in onnxruntime().get_available_providers():
+        return [*candidates, tensorrt]
+    reason = "this build of onnxruntime has no TensorRT."
+    return [*candidates, Pruned(tensorrt, "not-in-this-build", reason)]
 
 
 def _check_provider(device: Device, options: OnnxruntimeOptions) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
+from typing import Self
 
 from bridge import Options, option
+from bridge.cpus import usable_cpus
 from bridge.errors import OptionError
 
 __all__ = ["OnnxruntimeOptions"]
@@ -75,4 +78,26 @@ class OnnxruntimeOptions(Options):
                 f"execution_mode={self.execution_mode}.",
                 fix="Set execution_mode=parallel, or leave inter_threads out.",
                 option="inter_threads",
+                rule="inter-threads-without-parallel",
             )
+
+    @property
+    def tier(self) -> str:
+        """``half`` with TensorRT, whose builder takes TF32 where it likes."""
+        is_exact = self.provider != "tensorrt" or os.environ.get("NVIDIA_TF32_OVERRIDE") == "0"
+        return "strict" if is_exact else "half"
+
+    @property
+    def prepares(self) -> bool:
+        """TensorRT builds an engine while the session is made."""
+        return self.provider == "tensorrt"
+
+    def effective(self) -> Self:
+        """Threads that are all CPUs are none; without a second thread nobody can spin."""
+        cpus = usable_cpus()
+        threads = None if self.threads == cpus else self.threads
+        beside = None if self.inter_threads == cpus else self.inter_threads
+        is_alone = (threads or cpus) == 1 and self.execution_mode == "sequential"
+        return replace(
+            self, threads=threads, inter_threads=beside, spinning=self.spinning or is_alone
+        )

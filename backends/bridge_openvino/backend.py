@@ -21,10 +21,11 @@ from bridge import (
     ThreadSafety,
     find_runtime,
 )
-from bridge.cpus import usable_cpus
+from bridge.cpus import cpu_flags, usable_cpus
 from bridge.errors import DeviceUnavailable, OptionError, SilentFallback, UnsupportedModel
 from bridge.formats.onnx import require_known_opset
 from bridge.logs import logger
+from bridge.search import Pruned, combine
 from bridge_openvino.buffers import NARROWED
 from bridge_openvino.failures import error_rules
 from bridge_openvino.options import OpenvinoOptions
@@ -33,7 +34,7 @@ from bridge_openvino.predictor import OpenvinoPredictor, StatefulOpenvinoPredict
 from bridge_openvino.reading import read
 from bridge_openvino.runtime import compiled, core, openvino
 
-__all__ = ["OpenvinoBackend"]
+__all__ = ["OpenvinoBackend", "precision_candidates"]
 
 _PRECISIONS = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
@@ -103,15 +104,42 @@ class OpenvinoBackend(Backend):
         taken = dataclasses.replace(claims, dtypes=claims.dtypes | {DType.FLOAT64})
         return self._refuse_signature(model, taken)
 
-    def search_space(self, model: ModelRef, device: Device) -> tuple[Options, ...]:
-        """The default; on a CPU also unpinned threads and streams."""
-        default = OpenvinoOptions()
+    def search_space(self, model: ModelRef, device: Device) -> tuple[Options | Pruned, ...]:
+        """Threads and streams, pinned or not, then 16 bits; see ``precision_candidates``."""
         if device != CPU:
-            return (default,)
-        arms = [default, OpenvinoOptions(pinning=False)]
-        if usable_cpus() > 1:
-            arms.append(OpenvinoOptions(hint="throughput"))
-        return tuple(arms)
+            return combine(OpenvinoOptions, [{}, {"hint": "throughput"}, {"precision": "f16"}])
+        if _has_float64(model):
+            reason = "the model has float64 tensors, which OpenVINO computes in float32."
+            narrowed = {"narrow_float64": True}
+            return combine(
+                OpenvinoOptions,
+                [
+                    Pruned({}, "float64-narrowed", reason),
+                    narrowed,
+                    {**narrowed, "threads": 1},
+                    {**narrowed, "pinning": False},
+                ],
+            )
+        cpus = usable_cpus()
+        more: list[dict[str, Any]] = []
+        if cpus > 3:
+            more = [{"threads": cpus // 2}, {"streams": cpus}]
+        return combine(
+            OpenvinoOptions,
+            [
+                {},
+                {"threads": 1},
+                {"pinning": False},
+                *more,
+                {"hint": "throughput"},
+                {"threads": 1, "pinning": False},
+                {"hint": "throughput", "pinning": False},
+                *precision_candidates(cpu_flags()),
+                {"streams": 1},
+                {"threads": cpus},
+                {"streams": 2, "threads": 1},
+            ],
+        )
 
     def error_rules(self) -> tuple[ErrorRule, ...]:
         """OpenVINO raises ``RuntimeError`` for everything; see ``failures``."""
@@ -152,6 +180,44 @@ class OpenvinoBackend(Backend):
             )
         kind = StatefulOpenvinoPredictor if is_stateful else OpenvinoPredictor
         return kind(native, ports, info)
+
+
+# Instruction sets with which OpenVINO computes in 16 bits; all of one set have to be there.
+# Source: ``hasHardwareSupport`` in src/plugins/intel_cpu/src/utils/precision_support.cpp of
+# openvinotoolkit/openvino.
+_PRECISION_FLAGS: dict[str, tuple[set[str], ...]] = {
+    "bf16": (
+        {"avx512f", "avx512bw", "avx512dq", "avx512vl"},
+        {"avx_vnni_int8", "avx_ne_convert"},
+        {"bf16"},
+    ),
+    "f16": ({"avx512_fp16"}, {"avx_vnni_int8", "avx_ne_convert"}, {"asimdhp"}),
+}
+
+
+def precision_candidates(flags: frozenset[str]) -> list[dict[str, Any] | Pruned]:
+    """Both 16-bit precisions, pruned where the CPU has no instructions for one.
+
+    Args:
+        flags: ``bridge.cpus.cpu_flags()``; where nothing is known, loading will tell.
+    """
+    found: list[dict[str, Any] | Pruned] = []
+    for precision, sets in _PRECISION_FLAGS.items():
+        values = {"precision": precision}
+        if not flags or any(wanted <= flags for wanted in sets):
+            found.append(values)
+        else:
+            reason = f"this CPU has no instructions for {precision} that OpenVINO uses."
+            found.append(Pruned(values, f"no-{precision}", reason))
+    return found
+
+
+def _has_float64(model: ModelRef) -> bool:
+    return any(
+        spec.dtype is DType.FLOAT64
+        for signature in model.facts.signatures.values()
+        for spec in (*signature.inputs, *signature.outputs)
+    )
 
 
 def _place(device: Device) -> str:

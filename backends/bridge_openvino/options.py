@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from bridge import Options, option
+from bridge.cpus import usable_cpus
 from bridge.errors import OptionError
 
 __all__ = ["OpenvinoOptions"]
@@ -55,4 +57,19 @@ class OpenvinoOptions(Options):
                 fix=f"Use streams={self.threads} or less, or more threads.",
                 streams=self.streams,
                 threads=self.threads,
+                rule="streams-over-threads",
             )
+
+    @property
+    def tier(self) -> str:
+        """``half`` for 16 bits, and for float64 models that are computed in float32."""
+        return "half" if self.precision != "f32" or self.narrow_float64 else "strict"
+
+    def effective(self) -> Self:
+        """Threads that are all CPUs are none; for latency there is one stream anyway."""
+        cpus = usable_cpus()
+        threads = None if self.threads == cpus else self.threads
+        # With one thread there is one stream, whatever is tuned for.
+        hint = "latency" if (threads or cpus) == 1 else self.hint
+        streams = None if self.streams == 1 and hint == "latency" else self.streams
+        return replace(self, threads=threads, hint=hint, streams=streams)

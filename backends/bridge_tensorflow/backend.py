@@ -12,6 +12,7 @@ import numpy as np
 
 from bridge.backend import Availability, Backend, find_runtime
 from bridge.capabilities import Capabilities, ThreadSafety
+from bridge.cpus import usable_cpus
 from bridge.device import CPU, Device, driver_devices
 from bridge.dtypes import DType
 from bridge.errors import ErrorRule, OptionError, UnsupportedModel
@@ -21,6 +22,7 @@ from bridge.formats.tensorflow.reach import keeps_state, reach
 from bridge.model import ModelRef
 from bridge.options import Options
 from bridge.predictor import Predictor, PredictorInfo
+from bridge.search import Pruned, combine
 from bridge.signature import Signature
 from bridge_tensorflow.failures import error_rules
 from bridge_tensorflow.options import TensorflowOptions
@@ -71,13 +73,27 @@ class TensorflowBackend(Backend):
             thread_safety=ThreadSafety.SHARED,
         )
 
-    def search_space(self, model: ModelRef, device: Device) -> tuple[Options, ...]:
-        return (
-            TensorflowOptions(),
-            TensorflowOptions(executor="single_threaded"),
-            TensorflowOptions(inter_threads=2),
-            TensorflowOptions(xla=True),
-        )
+    def search_space(self, model: ModelRef, device: Device) -> tuple[Options | Pruned, ...]:
+        """Executor and threads, then XLA, where it need not compile again and again."""
+        candidates: list[Mapping[str, Any] | Pruned]
+        if device != CPU:
+            candidates = [{}, {"inter_threads": 2}, {"tf32": True}]
+        else:
+            cpus = usable_cpus()
+            single = {"executor": "single_threaded"}
+            candidates = [
+                {},
+                single,
+                {"threads": 1},
+                {**single, "threads": 1},
+                *([{"threads": cpus // 2}] if cpus > 3 else []),
+                {"inter_threads": 2},
+                {"graph_optimizer": False},
+                {"threads": cpus},
+                {**single, "inter_threads": 2},
+                {**single, "xla": True},
+            ]
+        return combine(TensorflowOptions, [*candidates, _xla(model)])
 
     def error_rules(self) -> tuple[ErrorRule, ...]:
         return error_rules()
@@ -98,6 +114,24 @@ class TensorflowBackend(Backend):
 
         with exported(model) as (saved, names):
             return _open(saved, device, options, names, {"keras": keras.__version__})
+
+
+def _xla(model: ModelRef) -> Mapping[str, Any] | Pruned:
+    """XLA for models of fixed sizes; elsewhere each new size would stop a call for seconds."""
+    values = {"xla": True}
+    signatures = model.facts.signatures
+    signature = signatures.get(model.signature_key or "serving_default")
+    if signature is None and len(signatures) == 1:
+        signature = next(iter(signatures.values()))
+    for spec in () if signature is None else signature.inputs:
+        if spec.shape is None or not all(isinstance(size, int) for size in spec.shape):
+            return Pruned(
+                values,
+                "compiles-per-size",
+                f"XLA compiles again for each new size of '{spec.name}', which stops that call; "
+                "options={'xla': True} has it measured all the same.",
+            )
+    return values
 
 
 def _open(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from bridge import Options, option
+from bridge.cpus import usable_cpus
 from bridge.errors import OptionError
 
 __all__ = ["TensorflowOptions"]
@@ -12,7 +14,7 @@ __all__ = ["TensorflowOptions"]
 
 @dataclass(frozen=True, kw_only=True)
 class TensorflowOptions(Options):
-    """Settings of one graph session; none of them touches the rest of the process."""
+    """Settings of one graph session; all but ``tf32`` leave the rest of the process alone."""
 
     threads: int | None = option(
         None,
@@ -41,6 +43,7 @@ class TensorflowOptions(Options):
     )
     tf32: bool = option(
         False,
+        process_wide=True,
         help="Allow TF32 arithmetic on CUDA devices. TensorFlow has one switch for the whole "
         "process: loading for a CUDA device sets it to this.",
     )
@@ -52,10 +55,26 @@ class TensorflowOptions(Options):
                 f"executor=single_threaded has no use for inter_threads={self.inter_threads}.",
                 fix="Leave inter_threads at 0.",
                 option="inter_threads",
+                rule="single-threaded-with-inter-threads",
             )
         if self.executor == "single_threaded" and self.xla:
             raise OptionError(
                 "executor=single_threaded cannot run the control flow that xla=true adds.",
                 fix="Choose one of the two.",
                 option="xla",
+                rule="single-threaded-with-xla",
             )
+
+    @property
+    def tier(self) -> str:
+        """``half`` with TF32."""
+        return "half" if self.tf32 else "strict"
+
+    @property
+    def prepares(self) -> bool:
+        """XLA compiles in the first calls."""
+        return self.xla
+
+    def effective(self) -> Self:
+        """Threads that are all CPUs are none."""
+        return replace(self, threads=None if self.threads == usable_cpus() else self.threads)

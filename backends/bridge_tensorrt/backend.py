@@ -15,6 +15,7 @@ from bridge import (
     DType,
     ErrorRule,
     ModelRef,
+    Options,
     Predictor,
     PredictorInfo,
     ThreadSafety,
@@ -25,6 +26,7 @@ from bridge.errors import (
     DeviceUnavailable,
     OptionError,
 )
+from bridge.search import Pruned, combine
 from bridge_tensorrt import cuda, module
 from bridge_tensorrt.options import TensorrtOptions
 
@@ -98,6 +100,14 @@ class TensorrtBackend(Backend):
             predicts=device.kind == "cuda" and is_there and _has_cuda_bindings(),
             thread_safety=ThreadSafety.SHARED,
         )
+
+    def search_space(self, model: ModelRef, device: Device) -> tuple[Options | Pruned, ...]:
+        """What the builder may do with an ONNX model; an engine is built already."""
+        tf32: dict[str, Any] = {"tf32": True}
+        if model.format.name == "engine":
+            reason = "the engine is built already, which decided its precision."
+            return combine(TensorrtOptions, [{}, Pruned(tf32, "built-already", reason)])
+        return combine(TensorrtOptions, [{}, tf32, {"optimization_level": 5}])
 
     def error_rules(self) -> tuple[ErrorRule, ...]:
         from bridge_tensorrt.failures import error_rules

@@ -62,6 +62,16 @@ class EngineOptions(Options):
     )
 
     @property
+    def tier(self) -> str:
+        """``half`` with TF32."""
+        return "half" if self.tf32 else "strict"
+
+    @property
+    def prepares(self) -> bool:
+        """An engine is built of an ONNX model in minutes; options do not know the format."""
+        return True
+
+    @property
     def building(self) -> dict[str, object]:
         """The options about building that differ from their defaults, in JSON types."""
         names = {item.name for item in fields(EngineOptions)} - {"module"}

@@ -16,6 +16,7 @@ import bridge
 from bridge import errors
 from bridge.cpus import usable_cpus
 from bridge.loading import open_model
+from bridge.search import Pruned
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -228,11 +229,36 @@ def test_options_that_contradict_each_other() -> None:
 
 def test_every_arm_of_the_search_space_loads() -> None:
     backend, model = OnnxruntimeBackend(), open_model(add().SerializeToString())
-    arms = backend.search_space(model, bridge.CPU)
+    space = backend.search_space(model, bridge.CPU)
+    arms = [options for options in space if not isinstance(options, Pruned)]
     assert arms[0] == OnnxruntimeOptions()
     assert len(set(arms)) == len(arms)
     for options in arms:
-        check(backend.load(model, options=options))
+        with backend.load(model, options=options) as predictor:
+            check(predictor)
+            assert dict(predictor.info.options) == options.to_dict()
+    rules = {item.rule for item in space if isinstance(item, Pruned)}
+    assert rules >= {"inter-threads-without-parallel", "io-binding-on-cpu", "same-as-default"}
+
+
+def test_with_one_cpu_nothing_runs_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("options", "backend"):
+        monkeypatch.setattr(f"bridge_onnxruntime.{module}.usable_cpus", lambda: 1)
+    model = open_model(add().SerializeToString())
+    space = OnnxruntimeBackend().search_space(model, bridge.CPU)
+    pruned = {str(dict(item.values)): item.rule for item in space if isinstance(item, Pruned)}
+    assert pruned["{'execution_mode': 'parallel'}"] == "one-cpu"
+    assert pruned["{'threads': 1}"] == pruned["{'spinning': False}"] == "same-as-default"
+
+
+def test_precision_tiers_and_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    tensorrt = OnnxruntimeOptions(provider="tensorrt")
+    assert (OnnxruntimeOptions().tier, tensorrt.tier) == ("strict", "half")
+    assert not OnnxruntimeOptions().prepares
+    assert tensorrt.prepares
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert tensorrt.tier == "strict"
 
 
 def test_native_gives_the_same_answer(tmp_path: Path) -> None:

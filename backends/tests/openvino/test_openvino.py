@@ -15,13 +15,14 @@ import pytest
 
 import bridge
 from bridge import errors
-from bridge.cpus import usable_cpus
+from bridge.cpus import cpu_flags, usable_cpus
 from bridge.loading import open_model
+from bridge.search import Pruned
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("openvino")
 
-from bridge_openvino.backend import _config  # noqa: E402
+from bridge_openvino.backend import _config, precision_candidates  # noqa: E402
 from bridge_openvino.native import load as native_load  # noqa: E402
 from bridge_openvino.options import OpenvinoOptions  # noqa: E402
 from bridge_openvino.ports import find_ports  # noqa: E402
@@ -351,12 +352,53 @@ def test_cuda_is_no_device_of_openvino() -> None:
         load(proto().SerializeToString(), device="cuda")
 
 
-def test_the_default_comes_first_among_the_options_worth_measuring() -> None:
+def test_all_options_worth_measuring_load_and_answer() -> None:
     backend = bridge.backends()["openvino"]
-    arms = backend.search_space(open_model(proto().SerializeToString()), bridge.CPU)
+    model = open_model(proto().SerializeToString())
+    space = backend.search_space(model, bridge.CPU)
+    arms = [options for options in space if isinstance(options, OpenvinoOptions)]
     assert arms[0] == OpenvinoOptions()
     assert len(set(arms)) == len(arms)
-    assert all(arm.precision == "f32" for arm in arms)  # type: ignore[attr-defined]
+    x = np.ones((2, COLUMNS), np.float32)
+    for options in arms:
+        tolerance = 1e-5 if options.tier == "strict" else 1e-2
+        with backend.load(model, options=options) as predictor:
+            wanted = x + np.arange(COLUMNS, dtype=np.float32)
+            np.testing.assert_allclose(predictor.predict({"x": x})["y"], wanted, rtol=tolerance)
+            assert dict(predictor.info.options) == options.to_dict()
+    left_out = [item for item in space if isinstance(item, Pruned)]
+    assert {item.rule for item in left_out} >= {"same-as-default", "streams-over-threads"}
+    assert all(item.reason.endswith(".") for item in left_out)
+
+
+def test_sixteen_bits_need_instructions() -> None:
+    avx512 = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"})
+    bf16, f16 = precision_candidates(avx512)
+    assert bf16 == {"precision": "bf16"}
+    assert isinstance(f16, Pruned)
+    assert f16.rule == "no-f16"
+    assert precision_candidates(frozenset()) == [{"precision": "bf16"}, {"precision": "f16"}]
+    assert all(isinstance(item, Pruned) for item in precision_candidates(frozenset({"avx2"})))
+    said = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert isinstance(precision_candidates(cpu_flags())[0], Pruned) != said
+
+
+def test_models_of_float64_need_the_word_of_their_user() -> None:
+    value = onnx.helper.make_tensor_value_info
+    double = onnx.TensorProto.DOUBLE
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Neg", ["x"], ["y"])],
+        "g",
+        [value("x", double, ["N", 3])],
+        [value("y", double, ["N", 3])],
+    )
+    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+    model = open_model(made.SerializeToString())
+    first, *others = bridge.backends()["openvino"].search_space(model, bridge.CPU)
+    assert isinstance(first, Pruned)
+    assert first.rule == "float64-narrowed"
+    assert others
+    assert {item.tier for item in others if isinstance(item, bridge.Options)} == {"half"}
 
 
 SCRIPT = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,13 @@ import pytest
 
 import bridge
 from bridge.errors import OptionError
+from bridge.loading import open_model
+from bridge.search import Pruned
 
 tf = pytest.importorskip("tensorflow")
+
+from bridge_tensorflow.options import TensorflowOptions  # noqa: E402
+from bridge_tensorflow.session import own_pools  # noqa: E402
 
 X = np.float32([[1, 2, 3, 4], [5, 6, 7, 8]])
 Y = X * np.arange(4, dtype=np.float32) + 1
@@ -43,12 +49,46 @@ def test_options_that_conflict(affine: Path) -> None:
         bridge.load(affine, options={"inter_thread": 2})
 
 
-def test_search_space_is_legal(affine: Path) -> None:
-    from bridge.loading import open_model
+def test_all_options_worth_measuring_load_and_answer(affine: Path) -> None:
+    space = bridge.backends()["tensorflow"].search_space(open_model(affine), bridge.CPU)
+    arms = [options for options in space if not isinstance(options, Pruned)]
+    assert arms[0] == TensorflowOptions()
+    assert len(set(arms)) == len(arms)
+    for options in arms:
+        assert isinstance(options, TensorflowOptions)
+        if options.threads is not None and not own_pools():
+            continue  # the model was written in this process, which settled its threads
+        with bridge.load(affine, options=options) as predictor:
+            np.testing.assert_allclose(predictor.predict({"x": X})["y"], Y, rtol=1e-6)
+    rules = {item.rule for item in space if isinstance(item, Pruned)}
+    assert rules >= {
+        "same-as-default",
+        "single-threaded-with-inter-threads",
+        "single-threaded-with-xla",
+        "compiles-per-size",
+    }
 
-    backend = bridge.backends()["tensorflow"]
-    for options in backend.search_space(open_model(affine), bridge.CPU):
-        bridge.load(affine, options=options).close()
+
+def test_xla_is_worth_measuring_where_sizes_are_fixed(
+    saved: Callable[..., Path], tmp_path: Path
+) -> None:
+    class Fixed(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec((2, 4), tf.float32, "x")], autograph=False)
+        def double(self, x):
+            return {"y": x * 2.0}
+
+    module = Fixed()
+    folder = saved(module, tmp_path / "fixed", serving_default=module.double)
+    space = bridge.backends()["tensorflow"].search_space(open_model(folder), bridge.CPU)
+    assert TensorflowOptions(xla=True) in space
+
+
+def test_what_options_say_of_themselves() -> None:
+    assert TensorflowOptions().tier == "strict"
+    assert TensorflowOptions(tf32=True).tier == "half"
+    assert TensorflowOptions(tf32=True).process_key() == "tf32=True"
+    assert TensorflowOptions(threads=1).process_key() == ""
+    assert TensorflowOptions(xla=True).prepares
 
 
 MODELS = Path(sys.prefix) / "models"

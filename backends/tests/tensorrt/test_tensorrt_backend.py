@@ -12,6 +12,7 @@ import bridge
 from bridge import errors
 from bridge.cache import Cache, default_cache
 from bridge.loading import open_model
+from bridge.search import Pruned
 from bridge_tensorrt import cuda, module
 from bridge_tensorrt.backend import TensorrtBackend
 from bridge_tensorrt.network import parse
@@ -204,3 +205,14 @@ def test_options_say_which_of_them_build() -> None:
     options = TensorrtOptions.make({"contexts": 2, "batch": "1:2:3", "module": "tensorrt_rtx"})
     assert options.building == {"batch": "1:2:3"}
     assert EngineOptions().building == {}
+
+
+def test_what_is_worth_measuring_depends_on_who_builds(tmp_path: Path) -> None:
+    path = tmp_path / "model.engine"
+    path.write_bytes(header(b"ftrt", (10, 16, 1, 11)))
+    default, left_out = TensorrtBackend().search_space(open_model(path), CUDA)
+    assert default == TensorrtOptions()
+    assert isinstance(left_out, Pruned)
+    assert left_out.rule == "built-already"
+    assert TensorrtOptions().prepares
+    assert TensorrtOptions(tf32=True).tier == "half"

@@ -49,14 +49,17 @@ class TestOptions:
 
     @full
     def test_search_space(self, subject: Subject) -> None:
-        """All that is worth measuring loads, shows in ``info``, and answers the same."""
+        """All that is worth measuring loads, shows in ``info``, and answers the same.
+
+        Options of reduced precision are left to the gate of a selection.
+        """
         network = subject.network("math_float32")
         subject.require("math_float32")
         path = subject.path("math_float32")
         inputs = network.inputs_for(rows=4)
         space = subject.backend.search_space(open_model(path), subject.device)
         for options in space:
-            if isinstance(options, Pruned):
+            if isinstance(options, Pruned) or options.tier != "strict":
                 continue
             with subject.open(path, options=options) as predictor:
                 assert_outputs(predictor.predict(inputs), network.oracle(inputs))
