@@ -31,7 +31,7 @@ from bridge_cli.profile import (
     read_signature,
     stated_signature,
 )
-from bridge_cli.quantities import parse_duration, parse_size, parse_sla
+from bridge_cli.quantities import parse_duration_s, parse_size_bytes, parse_sla
 
 if TYPE_CHECKING:
     from bridge.record import Limits, SelectionRecord
@@ -189,8 +189,8 @@ def select(
     limits = _limits(objective, sla, max_memory, concurrency, price_per_hour)
     declared = read_signature(signature)
     names = pairs(output_map, "--map", "output=other")
-    budget_s = parse_duration(budget, "--budget")
-    prepare_budget_s = parse_duration(prepare_budget, "--prepare-budget")
+    budget_s = parse_duration_s(budget, "--budget")
+    prepare_budget_s = parse_duration_s(prepare_budget, "--prepare-budget")
     batches = _batches(batch, batch_mix)
     if out is not None:
         _check_target(out, force=force or resume is not None)
@@ -307,7 +307,7 @@ def _limits(
         objective=objective,
         sla_percentile=percentile,
         sla_s=limit_s,
-        max_memory_bytes=None if max_memory is None else parse_size(max_memory, "--max-memory"),
+        max_memory_bytes=None if max_memory is None else parse_size_bytes(max_memory, "--max-memory"),
         concurrency=concurrency,
         price_per_hour=price_per_hour,
     )
