@@ -10,7 +10,7 @@ import re
 
 import typer
 
-__all__ = ["parse_duration", "parse_size", "parse_sla"]
+__all__ = ["parse_duration_s", "parse_size_bytes", "parse_sla"]
 
 _QUANTITY = re.compile(r"\s*(?P<number>[0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(?P<unit>[^\s\d]+)\s*")
 _SLA = re.compile(r"\s*p(?P<percent>[0-9]{1,2}(?:\.[0-9]+)?)\s*=(?P<duration>.*)")
@@ -37,7 +37,7 @@ _BYTES = {
 }
 
 
-def parse_duration(text: str, option: str) -> float:
+def parse_duration_s(text: str, option: str) -> float:
     """Seconds, more than 0; units are ns, us, ms, s, min and h.
 
     Args:
@@ -56,7 +56,7 @@ def parse_duration(text: str, option: str) -> float:
     return value
 
 
-def parse_size(text: str, option: str) -> int:
+def parse_size_bytes(text: str, option: str) -> int:
     """Bytes, at least 1; units are B, KiB, MiB, GiB, TiB and kB, MB, GB, TB.
 
     Args:
@@ -91,7 +91,7 @@ def parse_sla(text: str, option: str = "--sla") -> tuple[float, float]:
         raise typer.BadParameter(
             f"{text!r} is not of the form p99=5ms or p99.9=20ms", param_hint=option
         )
-    return round(percent / 100, 12), parse_duration(match["duration"], option)
+    return round(percent / 100, 12), parse_duration_s(match["duration"], option)
 
 
 def _split(text: str) -> tuple[float, str]:

@@ -9,7 +9,7 @@ import typer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridge_cli.quantities import parse_duration, parse_size, parse_sla
+from bridge_cli.quantities import parse_duration_s, parse_size_bytes, parse_sla
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from bridge_cli.quantities import parse_duration, parse_size, parse_sla
     ],
 )
 def test_durations(text: str, seconds: float) -> None:
-    assert parse_duration(text, "--duration") == pytest.approx(seconds, rel=1e-12)
+    assert parse_duration_s(text, "--duration") == pytest.approx(seconds, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_durations(text: str, seconds: float) -> None:
 )
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="is no duration above 0, as in 30s"):
-        parse_duration(text, "--duration")
+        parse_duration_s(text, "--duration")
 
 
 @pytest.mark.parametrize(
@@ -43,13 +43,13 @@ def test_what_is_no_duration(text: str) -> None:
     [("2GiB", 2 << 30), ("500MB", 500_000_000), ("1.5 kib", 1536), ("7B", 7), ("1TB", 10**12)],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text, "--max-memory") == size
+    assert parse_size_bytes(text, "--max-memory") == size
 
 
 @pytest.mark.parametrize("text", ["", "2", "GiB", "0B", "0.4B", "-2GiB", "2 gigs", "1e999B"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="is no size"):
-        parse_size(text, "--max-memory")
+        parse_size_bytes(text, "--max-memory")
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_what_is_no_promise(text: str) -> None:
 
 @given(st.text(max_size=12))
 def test_any_text_is_a_quantity_or_refused(text: str) -> None:
-    for parse in (parse_duration, parse_size):
+    for parse in (parse_duration_s, parse_size_bytes):
         try:
             value = parse(text, "--option")
         except typer.BadParameter:
