@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -216,3 +218,16 @@ def builder() -> type[Builder]:
 @pytest.fixture
 def build() -> Builder:
     return Builder()
+
+
+@pytest.fixture(scope="session")
+def records() -> ModuleType:
+    """``records.py`` beside this file: hand-made selection records."""
+    place = Path(__file__).parent / "records.py"
+    spec = importlib.util.spec_from_file_location("bridge_test_records", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.TINY = SPEC.to_dict()  # type: ignore[attr-defined]
+    return module

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import bridge
-from bridge import recording
+from bridge import machine, recording
 from bridge.record import (
     SCHEMA,
     ArmRecord,
@@ -28,6 +29,9 @@ from bridge.record import (
     SelectionRecord,
     Verdict,
 )
+
+
+_fingerprint = functools.cache(machine.fingerprint)
 
 
 def model_record(model: bridge.ModelRef, index: int = 0, **more: Any) -> ModelRecord:
@@ -62,8 +66,6 @@ def make_record(
     **more: Any,
 ) -> SelectionRecord:
     """A record with a bucket for each route; every field has a value somewhere."""
-    from bridge import machine
-
     limits = [route.to_rows for route in routes]
     sizes = [rows if rows is not None else 512 for rows in limits]
     buckets = tuple(
@@ -132,7 +134,7 @@ def make_record(
             metrics=({"metric": "auc", "max_drop": 0.0005},),
         ),
         "protocol": Protocol(),
-        "machine": machine.fingerprint(),
+        "machine": _fingerprint(),
         "versions": machine.versions({arm.backend for arm in arms}),
         "variables": machine.variables(),
         "buckets": buckets,
