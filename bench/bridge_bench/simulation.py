@@ -29,7 +29,21 @@ from bridge.record import Protocol, Verdict
 from bridge_bench.race import Race
 from bridge_bench.stats import clopper_pearson
 
-__all__ = ["NOISES", "Noise", "Row", "Slices", "aa", "known", "main", "many", "race", "tables"]
+__all__ = [
+    "NOISES",
+    "Noise",
+    "Row",
+    "Slices",
+    "aa",
+    "exhaustive",
+    "field",
+    "known",
+    "main",
+    "many",
+    "run_race",
+    "slippage",
+    "tables",
+]
 
 PACE = 0.97
 """What is left of the drift after one slice."""
@@ -60,10 +74,10 @@ class Noise:
     bias: float = 0.0
 
     def __str__(self) -> str:
-        text = f"{self.drift:.0%} / {self.slices:.1%}".replace(".0%", "%")
+        text = f"{self.drift:.0%} / {self.slices:.1%}"
         text += f", wander {self.wander:.1%}" if self.wander else ""
         text += f", bias {self.bias:.1%}" if self.bias else ""
-        return text.replace("%", " %")
+        return text.replace(".0%", "%").replace("%", " %")
 
 
 QUIET, USUAL, NOISY = (
@@ -133,7 +147,7 @@ class Slices:
         return np.array([self.block([arm])[arm] for _ in range(count)])
 
 
-def race(
+def run_race(
     ratios: Sequence[float],
     slices: Slices,
     *,
@@ -209,7 +223,7 @@ def many(
     losses, costs, counts = [], [], {"proven": 0, "settled": 0, "holds": 0, "kept": 0}
     for seed in range(runs):
         ratios, slices, default = case(seed)
-        verdict, count, _ = race(
+        verdict, count, _ = run_race(
             ratios, slices, default=default, protocol=protocol, max_blocks=max_blocks
         )
         times = truth(ratios)
