@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,13 @@ import numpy.typing as npt
 from bridge.record import BucketRecord, SelectionRecord
 from bridge_bench.report import wording
 from bridge_bench.report.axis import Axis, logarithmic
+from bridge_bench.report.calls import Calls, key
 from bridge_bench.report.markup import Element, section, tag
 from bridge_bench.report.palette import Look, legend
 from bridge_bench.report.plot import curve, frame
 from bridge_bench.units import duration, percent
 
-__all__ = ["Calls", "distributions", "tail"]
-
-Calls = Mapping[str, npt.NDArray[Any]]
+__all__ = ["distributions", "tail"]
 
 _POINTS = 90
 _HEIGHT = 250
@@ -74,7 +72,7 @@ def _panel(
     curves = {
         name: found
         for name in looks
-        if (found := tail(calls.get(f"{name}|{bucket.rows}", np.empty(0))))
+        if (found := tail(calls.get(key(name, bucket.rows), np.empty(0))))
     }
     if not curves:
         return None
@@ -98,7 +96,7 @@ def _panel(
     times = [min(time, edge) for found in curves.values() for time, _ in found]
     x = logarithmic(times, duration, "time of a call", margin=1.02, ticks=5)
     name = wording.number_of_rows(bucket.rows) if record.batch_axes else "Every call"
-    total = sum(calls[f"{one}|{bucket.rows}"].size for one in curves)
+    total = sum(calls[key(one, bucket.rows)].size for one in curves)
     return tag(
         "div",
         tag("h3", name, tag("small", f" {total:,} calls")),

@@ -117,7 +117,7 @@ def _axis(rows: Sequence[tuple[ArmRecord, Measurement]], margin: float) -> Axis:
         for one in known:
             if one.value <= ceiling:
                 values += [one.low, min(one.high, ceiling)]
-    return logarithmic(values, ratio, margin=1.01, ticks=7)
+    return logarithmic(values, ratio, margin=1.01, ticks=5)
 
 
 def _row(

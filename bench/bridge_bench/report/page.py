@@ -11,7 +11,8 @@ from pathlib import Path
 
 from bridge.record import SelectionRecord
 from bridge_bench.report.batches import batches
-from bridge_bench.report.ecdf import Calls, distributions
+from bridge_bench.report.calls import Calls
+from bridge_bench.report.ecdf import distributions
 from bridge_bench.report.environment import environment, models, protocol
 from bridge_bench.report.forest import forest
 from bridge_bench.report.markup import Element, document, tag
@@ -31,8 +32,7 @@ def render(record: SelectionRecord, calls: Calls | None = None) -> str:
 
     Args:
         record: Any record, also a plan, or one without a winner.
-        calls: Times of single calls in nanoseconds, by ``"{arm id}|{rows}"``, as
-            ``calls.npz`` of the record's folder holds them; without them the
+        calls: Times of single calls in nanoseconds, as ``calls.read`` gives them; without them the
             distributions are left out.
 
     Returns:

@@ -19,12 +19,14 @@ _STRIP = 26  # pixels at the top for arms that were refused before they were tim
 
 
 def scatter(record: SelectionRecord, looks: dict[str, Look]) -> Element | None:
-    """The plot; ``None`` where no arm was compared with a reference."""
+    """The plot; ``None`` where no arm was compared with a reference, or none was timed."""
     errors = {arm.id: error for arm in record.arms if (error := _error(arm)) is not None}
-    if not errors:
+    if not any(arm.agreement for arm in record.arms):
         return None
     arms = {arm.id: arm for arm in record.arms if arm.id in errors}
     speeds = {name: _relative(record, arm) for name, arm in arms.items()}
+    if all(speed is None for speed in speeds.values()):
+        return None
     above = [error for error in errors.values() if error > 0 and math.isfinite(error)]
     span = logarithmic([1.0, *above], number, margin=2.0, ticks=7)
     x = Axis(

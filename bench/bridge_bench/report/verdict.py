@@ -19,6 +19,7 @@ _SIGNS = {
     "interrupted": ("warn", "?", "interrupted"),
     "none": ("bad", "\u2715", "no arm may serve"),
 }
+_TIES_SHOWN = 4
 _TONES = {"decided": "good", "none": "bad", "planned": "calm"}
 
 
@@ -40,7 +41,7 @@ def header(record: SelectionRecord) -> Element:
         tag("p", about, class_="kicker"),
         tag("h1", wording.headline(record), class_=_TONES.get(decision.status, "warn")),
         tag("p", decision.summary, class_="summary") if decision.summary else None,
-        tag("ul", *cards, class_="cards") if cards else None,
+        tag("ul", *cards, class_="cards") if any(one.winner for one in decision.verdicts) else None,
         tag(
             "div",
             tag("p", "To use it, with DIR the folder of this record:"),
@@ -74,8 +75,19 @@ def _card(record: SelectionRecord, bucket: BucketRecord, verdict: Verdict) -> El
         tag("p", timed) if timed else None,
         tag("p", tag("span", f"{sign} {words}", class_=f"badge {tone}"), class_="state"),
         tag("p", wording.sureness(record, verdict), class_="soft"),
-        tag("p", wording.ties(verdict), class_="soft") if verdict.ties else None,
+        tag("p", "May be as fast: ", *_listed(verdict.ties), class_="soft")
+        if verdict.ties
+        else None,
     )
+
+
+def _listed(arms: tuple[str, ...]) -> list[Element | str]:
+    """Names of arms after one another, the first few."""
+    parts: list[Element | str] = []
+    for arm in arms[:_TIES_SHOWN]:
+        parts += [", " if parts else "", name(arm)]
+    rest = len(arms) - _TIES_SHOWN
+    return [*parts, f" and {rest} more" if rest > 0 else ""]
 
 
 def _gain(record: SelectionRecord, verdict: Verdict) -> tuple[str, str]:

@@ -53,6 +53,7 @@ STATUSES: Mapping[str, str] = {
 }
 """Each status of an arm in words."""
 
+_TIES_SHOWN = 4
 _LEADS = {
     "p50": "Fastest",
     "p99": "Lowest 99th percentile",
@@ -98,6 +99,9 @@ def sureness(record: SelectionRecord, verdict: Verdict) -> str:
     if verdict.regret is None:
         return verdict.reason or "Nothing bounds how much faster another arm could be."
     sure = confidence(record)
+    ran = [arm for arm in record.arms if _is_timed(arm.bucket(verdict.rows))]
+    if len(ran) == 1:
+        return "It is the only arm that could be measured."
     if verdict.regret <= 0:
         return f"Every other arm is slower ({sure} confidence)."
     return f"No other arm is more than {percent(verdict.regret)} faster ({sure} confidence)."
@@ -126,7 +130,9 @@ def ties(verdict: Verdict) -> str:
     """The arms that may be as fast as the winner, as one sentence; empty without any."""
     if not verdict.ties:
         return ""
-    return f"May be as fast: {', '.join(verdict.ties)}."
+    rest = len(verdict.ties) - _TIES_SHOWN
+    more = f" and {rest} more" if rest > 0 else ""
+    return f"May be as fast: {', '.join(verdict.ties[:_TIES_SHOWN])}{more}."
 
 
 def number_of_rows(rows: int) -> str:
@@ -218,15 +224,13 @@ def tally(record: SelectionRecord) -> str:
 def machine_name(record: SelectionRecord) -> str:
     """The machine in a few words, as far as its fingerprint tells them."""
     machine = record.machine
-    cpu = machine.get("cpu")
-    parts = []
-    if isinstance(cpu, Mapping):
-        parts.append(str(cpu.get("model") or cpu.get("vendor") or ""))
-    elif cpu is not None:
-        parts.append(str(cpu))
+    parts = [str(machine.get("cpu_model") or machine.get("cpu_vendor") or "")]
     usable = machine.get("usable_cpus")
     if isinstance(usable, int):
         parts.append(f"{count(usable, 'CPU')} usable")
+    gpus = machine.get("gpus")
+    if isinstance(gpus, (list, tuple)):
+        parts += [str(one) for one in gpus]
     return ", ".join(part for part in parts if part)
 
 
@@ -259,6 +263,10 @@ def load_code(record: SelectionRecord, folder: Path | None) -> list[str]:
         f"predictor = bridge.load({place}{trust})",
         "outputs = predictor.predict(inputs)",
     ]
+
+
+def _is_timed(one: Measurement | None) -> bool:
+    return one is not None and one.median_s is not None
 
 
 def _factor(found: Interval) -> str:
