@@ -395,17 +395,19 @@ def _heads(rule: MetricRule, outputs: Arrays, labels: Mapping[str, Any]) -> list
             )
         return [rule.output]
     heads = [name for name, array in outputs.items() if DType.of(array.dtype).is_float]
-    if rule.needs_labels and "" not in labels and rule.labels is None:
+    # One array of labels is for the one output that there is, whatever it is called.
+    is_single = len(labels) == 1 and len(heads) == 1
+    if rule.needs_labels and rule.labels is None and not is_single:
         heads = [name for name in heads if name in labels]
     if not heads:
         raise InputError(
             f"no output suits the metric {rule}"
             + (
-                f"; there are labels for: {', '.join(labels) or 'none'}."
+                f"; there are labels for: {', '.join(filter(None, labels)) or 'no output'}."
                 if rule.needs_labels
                 else "."
             ),
-            fix="Name the output, and pass labels under the names of outputs."
+            fix="Name the output (auc:output=NAME), or pass labels under the names of outputs."
             if rule.needs_labels
             else "Name an output with one value, or several, for each row.",
         )

@@ -267,8 +267,8 @@ def _ids(
         ranks = (vocabulary + 1.0) ** uniform
     else:
         ranks = (((vocabulary + 1.0) ** rest - 1) * uniform + 1) ** (1 / rest)
-    # The power may round to either open end.
-    return np.clip(np.floor(ranks) - 1, 0, vocabulary - 1).astype(np.int64)
+    ids: npt.NDArray[np.int64] = np.floor(ranks).astype(np.int64) - 1
+    return np.clip(ids, 0, vocabulary - 1)  # the power may round to either open end
 
 
 def _strings(numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
