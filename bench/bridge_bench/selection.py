@@ -144,10 +144,11 @@ class Selection:
     Attributes:
         record: The record, once ``plan`` or ``run`` has returned.
         entrants: The arms, in the order of the plan.
+        yardstick: What is right, once ``open`` or ``run`` has returned.
     """
 
     record: SelectionRecord
-    _yardstick: Yardstick
+    yardstick: Yardstick
 
     def __init__(
         self,
@@ -197,14 +198,14 @@ class Selection:
         request, protocol = self.request, self.request.protocol
         with Crew(request.models) as crew:
             floor_s = crew.floor_s()
-            yardstick = self._yardstick = self._open(crew)
+            yardstick = self.open(crew)
             heats = yardstick.heats
             started_preparing = monotonic()
             self._prepare(crew, heats, started_preparing + protocol.prepare_budget_s)
             prepared_s = monotonic() - started_preparing
             for entrant in self.entrants:
                 if not self._is_stopped():
-                    self._admit(crew, entrant)
+                    self.admit(crew, entrant)
             self._restore(heats)
             now = monotonic()
             end = started + prepared_s + protocol.budget_s
@@ -270,7 +271,7 @@ class Selection:
         self.record = evidence.write(self.record, folder, self.request.models, self.calls())
         return self.record
 
-    def _open(self, crew: Crew) -> Yardstick:
+    def open(self, crew: Crew) -> Yardstick:
         """Loads the reference, makes the inputs and computes what is right for them."""
         request = self.request
         for entrant in self.entrants:
@@ -304,6 +305,7 @@ class Selection:
             entrant.is_reference = True
             entrant.status = "loaded"
             self._notes += yardstick.notes
+            self.yardstick = yardstick
             return yardstick
         failed = [one for one in self.entrants if one.error is not None]
         if failed and failed[0].error is not None:
@@ -340,7 +342,7 @@ class Selection:
             entrant.prepare_s = monotonic() - begun
             entrant.status = "prepared"
 
-    def _admit(self, crew: Crew, entrant: Entrant) -> None:
+    def admit(self, crew: Crew, entrant: Entrant) -> None:
         """Loads an arm and lets it in if it computes what the reference computes."""
         if not entrant.takes_part():
             return
@@ -367,14 +369,14 @@ class Selection:
 
     def _match_inputs(self, entrant: Entrant) -> None:
         assert entrant.signature is not None
-        given = tuple(self._yardstick.inputs[0])
-        names = match_inputs(self._yardstick.signature, entrant.signature, given)
+        given = tuple(self.yardstick.inputs[0])
+        names = match_inputs(self.yardstick.signature, entrant.signature, given)
         if any(mine != ours for mine, ours in names.items()) or set(names) != set(given):
             entrant.inputs = names
 
     def _check(self, crew: Crew, entrant: Entrant) -> None:
         assert entrant.signature is not None
-        request, right = self.request, self._yardstick
+        request, right = self.request, self.yardstick
         results = [crew.predict(entrant, one)[0] for one in right.inputs]
         pairs = match_outputs(
             right.signature, entrant.signature, right.answers[0], results[0], request.output_map
@@ -411,7 +413,7 @@ class Selection:
             return {}
         found: dict[int, tuple[str, int]] = {}
         winners = {one.rows: one.winner for one in verdicts if one.winner is not None}
-        axes = evidence.axes(self._yardstick.signature, self.request.profile.batch_dim)
+        axes = evidence.axes(self.yardstick.signature, self.request.profile.batch_dim)
         entrants = {one.id: one for one in self.entrants}
         for heat in heats[1:]:
             whole = entrants.get(winners.get(heat.rows) or "")
