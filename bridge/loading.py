@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from bridge.registry import registry
 from bridge.signature import Signature
 
 if TYPE_CHECKING:
+    from bridge.isolated import Isolation
     from bridge.record import SelectionRecord
 
 __all__ = ["backends", "load", "open_model"]
@@ -44,6 +46,7 @@ def load(
     signature: str | Signature | None = None,
     trust: bool = False,
     strict: bool = False,
+    isolated: bool | Isolation = False,
 ) -> Predictor:
     """Loads a model, or the winners of a selection record, and returns the predictor.
 
@@ -67,6 +70,9 @@ def load(
         strict: Refuse a record that was measured on another machine, with other versions
             or another environment; else that is a ``RecordWarning``. Models have no such
             history, so that it changes nothing for them.
+        isolated: Load it in a process of its own, so that a crash or a hang of the runtime
+            is an error of the calls in flight: see ``IsolatedPredictor``. An ``Isolation``
+            says how. Of a record, every arm gets a process.
 
     Raises:
         ModelNotFound, InvalidModel, UnsupportedModel, UntrustedModel, ModelLoadFailed:
@@ -75,6 +81,8 @@ def load(
         DeviceUnavailable, SilentFallback: Something is wrong with the device.
         OptionError: Something is wrong with an option.
         InvalidRecord, UnsupportedRecord, StaleRecord: Something is wrong with the record.
+        WorkerDied, PredictTimeout: An isolated process ended while it loaded the model, or
+            took too long.
     """
     record = _record(model)
     if record is not None:
@@ -87,7 +95,7 @@ def load(
             )
         return load_record(
             record,
-            load,
+            functools.partial(load, isolated=isolated),
             backend=backend,
             device=device,
             options=options,
@@ -101,6 +109,16 @@ def load(
     except BackendNotFound as error:
         error.model = found.name
         raise
+    if isolated:
+        from bridge.isolated import IsolatedPredictor, Isolation
+
+        return IsolatedPredictor.load(
+            found,
+            backend=name,
+            device=device,
+            options=options,
+            isolation=isolated if isinstance(isolated, Isolation) else None,
+        )
     return chosen.load(found, device=device, options=options)
 
 
