@@ -228,12 +228,16 @@ def split_predict(
     )
     if total <= rows:
         return predictor.predict(inputs, outputs)
+    known = predictor.signature.output_names
     if isinstance(outputs, str):
         outputs = (outputs,)
     elif outputs is not None:
-        outputs = list(outputs)  # an iterator would be empty for the second piece
-    known = predictor.signature.output_names
-    whole = [name for name in outputs or known if name in known and name not in output_axes]
+        try:
+            outputs = list(outputs)  # an iterator would be empty for the second piece
+        except TypeError:
+            return predictor.predict(inputs, outputs)  # which refuses them
+    wanted = known if outputs is None else outputs
+    whole = [name for name in wanted if name in known and name not in output_axes]
     if whole:
         raise InputError(
             f"output '{whole[0]}' has no rows, so a call cannot be cut into pieces for it.",

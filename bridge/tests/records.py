@@ -30,7 +30,6 @@ from bridge.record import (
     Verdict,
 )
 
-
 _fingerprint = functools.cache(machine.fingerprint)
 
 
