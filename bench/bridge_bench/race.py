@@ -47,14 +47,15 @@ import numpy.typing as npt
 
 from bridge.errors import MeasureError
 from bridge.record import Interval, Protocol, Verdict
-from bridge_bench.stats import Mean, trimmed_mean
+from bridge_bench.stats import Mean, least_bound, trimmed_mean
+from bridge_bench.units import count, percent
 
 __all__ = ["Race", "Standing", "duel"]
 
 CUT_BLOCKS = 2
 """Blocks after which the ratio cut drops arms."""
 _HIGHEST = math.log(1e6)  # limits of few blocks are cut there, so that they stay numbers
-_USELESS = 9.0  # a regret of 900 % says nothing; it is given as unknown
+_HIGHEST_REGRET = math.log(10)  # a regret of 900 % says nothing; it is given as unknown
 _SETTLE_SHARE = 0.25  # of delta, for each look; see the module
 
 
@@ -267,7 +268,8 @@ class Race:
         known = [mean for mean in means if mean is not None]
         if len(known) < len(means):
             return None
-        return _bound(known, _SETTLE_SHARE * self.protocol.delta)
+        faster = least_bound(known, _SETTLE_SHARE * self.protocol.delta)
+        return math.expm1(faster) if faster <= _HIGHEST_REGRET else None
 
     def verdict(
         self,
@@ -370,7 +372,7 @@ class Race:
                 self._ends[arm] = _End(
                     self._blocks,
                     leader,
-                    f"It is {_percent(slower)} slower than {leader}, over {self._blocks} blocks.",
+                    f"It is {percent(slower)} slower than {leader}, over {self._blocks} blocks.",
                 )
         self._is_settled = self._can_stop(leader)
 
@@ -420,7 +422,7 @@ class Race:
     ) -> str:
         sure = f"{100 * (1 - self.protocol.delta):g} %"
         bound = (
-            f"no other arm is more than {_percent(regret)} faster ({sure})"
+            f"no other arm is more than {percent(regret)} faster ({sure})"
             if regret is not None
             else "how much faster another arm may be is not known"
         )
@@ -436,10 +438,10 @@ class Race:
         if status == "tied":
             return f"{winner} ties with {_listed(ties)}: {bound}."
         ended = "was interrupted" if status == "interrupted" else "ended"
-        kept = ", the default, which is kept" if winner == self.default else ""
+        kept = ", the default, is kept" if winner == self.default else " is the fastest seen"
         return (
-            f"The race {ended} after {self._blocks} blocks, before {winner}{kept}, "
-            f"was shown to be within {_percent(self.protocol.epsilon)} of the fastest: {bound}."
+            f"The race {ended} after {count(self._blocks, 'block')}, too early to be sure: "
+            f"{winner}{kept}; {bound}."
         )
 
 
@@ -484,38 +486,8 @@ def _living(arm: str, slower: Interval | None, verdict: Verdict | None) -> tuple
     return "undecided", f"The race ended before it was told apart from {verdict.winner}{seen}."
 
 
-def _bound(means: Sequence[Mean], alpha: float) -> float | None:
-    """The least share by which arms of these mean log ratios are faster with so little odds.
-
-    The probabilities of all arms are added; ``None`` beyond ``_USELESS``.
-    """
-    from scipy.special import stdtr
-
-    values = np.array([mean.value for mean in means])
-    errors = np.maximum([mean.error for mean in means], 1e-12)  # 0 where nothing varies
-    freedoms = np.array([mean.freedom for mean in means])
-
-    def odds(log: float) -> float:
-        return float(stdtr(freedoms, (-log - values) / errors).sum())
-
-    low = 1e-9  # what rounding makes of equal times
-    if not means or odds(low) <= alpha:
-        return 0.0
-    high = math.log1p(_USELESS)
-    if odds(high) > alpha:
-        return None
-    while high - low > 1e-7:
-        middle = (low + high) / 2
-        low, high = (low, middle) if odds(middle) <= alpha else (middle, high)
-    return math.expm1(high)
-
-
 def _factor(log: float) -> float:
     return math.exp(min(max(log, -_HIGHEST), _HIGHEST))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if share < 1 else f"{100 * share:.0f} %"
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "bootstrap_median",
     "clopper_pearson",
     "correlation",
+    "least_bound",
     "median",
     "outliers",
     "percentile",
@@ -42,6 +43,7 @@ TRIM = 0.1
 """Share of the values left out at each end of a trimmed mean, rounded down."""
 MAX_CORRELATION = 0.2
 """Correlation of neighbours up to which values count as independent."""
+_FARTHEST = 1e6  # a bound beyond it is none
 _HIGHEST_CORRELATION = 0.8  # an estimate above it, of so few values, would widen without bound
 
 
@@ -248,6 +250,35 @@ def trimmed_mean(values: Values, trim: float = TRIM) -> Mean:
     if near > MAX_CORRELATION:
         error *= math.sqrt((1 + near) / (1 - near))
     return Mean(value, error, left - 1)
+
+
+def least_bound(means: Sequence[Mean], alpha: float) -> float:
+    """The least x >= 0 such that improbably any of the true means is below ``-x``.
+
+    That is: the probabilities of all means, by Student's t, add up to at most ``alpha``.
+    0 where there are no means; infinite where they say nothing.
+    """
+    from scipy.special import stdtr
+
+    values = np.array([mean.value for mean in means])
+    errors = np.maximum([mean.error for mean in means], 1e-12)  # 0 where nothing varies
+    freedoms = np.array([mean.freedom for mean in means])
+
+    def odds(bound: float) -> float:
+        return float(stdtr(freedoms, (-bound - values) / errors).sum())
+
+    low = 1e-9  # what rounding makes of equal values
+    if not means or odds(low) <= alpha:
+        return 0.0
+    high = 2 * low
+    while odds(high) > alpha:
+        if high > _FARTHEST:
+            return math.inf
+        low, high = high, 2 * high
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if odds(middle) <= alpha else (middle, high)
+    return high
 
 
 def bootstrap_median(

@@ -144,8 +144,11 @@ def test_a_budget_that_ends_early_decides_nothing(blocks: int) -> None:
     verdict = race.verdict(1)
     assert verdict.status == "undecided"
     assert verdict.winner == "b"  # nothing was shown to be faster than the default
-    assert verdict.regret is None or verdict.regret > 0.02
-    assert "before b" in verdict.reason
+    assert f"after {blocks} block" in verdict.reason
+    assert "too early to be sure: b, the default, is kept" in verdict.reason
+    if blocks < 2:
+        assert verdict.regret is None
+        assert "is not known" in verdict.reason
     assert race.standings(verdict)["b"].status == "undecided"
     assert race.verdict(1, is_interrupted=True).status == "interrupted"
 

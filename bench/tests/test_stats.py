@@ -10,6 +10,7 @@ from bridge_bench.stats import (
     bootstrap_median,
     clopper_pearson,
     correlation,
+    least_bound,
     median,
     outliers,
     percentile,
@@ -147,6 +148,19 @@ def test_limits_are_those_of_student() -> None:
     exact = trimmed_mean([0.25] * 6)
     assert exact.lower(1e-6) == 0.25
     assert exact.interval() == (0.25, 0.25)
+
+
+def test_the_least_bound_shares_the_odds_among_all_means() -> None:
+    one = Mean(-0.01, 0.005, 10)
+    assert least_bound([one], 0.05) == pytest.approx(0.01 + 1.812461 * 0.005, rel=1e-4)
+    assert least_bound([one, one], 0.1) == pytest.approx(0.01 + 1.812461 * 0.005, rel=1e-4)
+    far = Mean(10.0, 0.005, 10)
+    assert least_bound([one, far], 0.05) == pytest.approx(least_bound([one], 0.05))
+    assert least_bound([far], 0.05) == 0
+    assert least_bound([], 0.05) == 0
+    assert least_bound([Mean(0.0, 0.0, 5)], 0.05) == 0
+    assert least_bound([Mean(-0.5, 0.0, 5)], 0.05) == pytest.approx(0.5, rel=1e-4)
+    assert least_bound([Mean(0.0, math.inf, 1)], 0.05) == math.inf
 
 
 def test_limits_hold_as_often_as_they_say_with_and_without_correlation() -> None:
