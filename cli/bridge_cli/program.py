@@ -11,14 +11,17 @@ import typer
 from typer.core import TyperGroup
 
 from bridge_cli import (
+    bench,
     cache,
     compare,
+    compare_records,
     conform,
     convert,
     doctor,
     exit_codes,
     inspect,
     options,
+    report,
     run,
     select,
     verify,
@@ -134,7 +137,19 @@ def _program(
     pass
 
 
-_COMMANDS = (doctor, inspect, run, compare, select, verify, convert, options, conform)
+_COMMANDS = (
+    doctor,
+    inspect,
+    run,
+    compare,
+    select,
+    verify,
+    report,
+    compare_records,
+    convert,
+    options,
+    conform,
+)
 for command in _COMMANDS:
     app.command(epilog=command.EPILOG)(getattr(command, command.__name__.rpartition(".")[2]))
 app.add_typer(cache.app, name="cache")
@@ -142,7 +157,8 @@ app.add_typer(cache.app, name="cache")
 
 def own_names() -> tuple[str, ...]:
     """Names of the program's own commands, which no plugin may take."""
-    return (*(command.__name__.rpartition(".")[2] for command in _COMMANDS), "cache")
+    ours = (command.__name__.rpartition(".")[2].replace("_", "-") for command in _COMMANDS)
+    return (*ours, "cache")
 
 
 def _has_foreign_plugins() -> bool:

@@ -3,7 +3,8 @@
 It reads requests from its standard input and answers on its standard output, as
 ``bridge.message`` frames them. Requests, by their field ``do``:
 
-``load``    model, backend, device, options, signature, trust -> signature, info, load_s
+``load``    model, backend, device, options, signature, trust -> signature, info, load_s,
+            warnings
 ``null``    a predictor that does nothing, for measuring the harness -> nothing
 ``sample``  with arrays: keeps them as one sample -> kept
 ``warm``    -> ``Warmup``
@@ -21,6 +22,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +31,7 @@ from typing import Any, BinaryIO
 
 from bridge import message
 from bridge.check import Arrays
-from bridge.errors import BridgeError, MeasureError
+from bridge.errors import BridgeError, MeasureError, RecordWarning
 from bridge.loading import load
 from bridge.signature import Signature
 from bridge_bench.load import issuer, loadgen
@@ -77,17 +79,22 @@ class _Service:
     def _load(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
         signature = fields["signature"]
         started = perf_counter()
-        predictor = load(
-            fields["model"],
-            backend=fields["backend"],
-            device=fields["device"],
-            options=fields["options"],
-            signature=Signature.from_dict(signature) if isinstance(signature, dict) else signature,
-            trust=fields["trust"],
-        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RecordWarning)
+            predictor = load(
+                fields["model"],
+                backend=fields["backend"],
+                device=fields["device"],
+                options=fields["options"],
+                signature=Signature.from_dict(signature)
+                if isinstance(signature, dict)
+                else signature,
+                trust=fields["trust"],
+            )
         self._predict = predictor.predict
         answer = {
             "load_s": perf_counter() - started,
+            "warnings": [str(one.message) for one in caught if one.category is RecordWarning],
             "signature": predictor.signature.to_dict(),
             "info": predictor.info.to_dict(),
         }

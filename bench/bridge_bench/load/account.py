@@ -31,6 +31,7 @@ class Subject:
     target: str
     info: Mapping[str, Any]
     load_s: float
+    warnings: tuple[str, ...]
     rows: int
     warmup: Warmup
 
@@ -78,6 +79,7 @@ def account(
         late = int((latencies > sla.latency_s).sum()) + lost
         verdict = judge(sla, queries + lost, late)
     reasons, warnings = _validity(timed, failed, failure, calls)
+    warnings += subject.warnings
     if keeps_up is False and failure is None:
         reasons.append(
             f"it did not keep up: {offered:.4g} queries per second were due and "

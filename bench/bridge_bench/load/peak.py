@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from bridge.check import Arrays
 from bridge.errors import OptionError
 from bridge.signature import Signature
 from bridge_bench.load.result import LoadResult
@@ -97,7 +95,6 @@ def find_max_qps(
     budget_s: float = 60.0,
     rows: int | None = None,
     profile: InputProfile | None = None,
-    samples: Sequence[Arrays] | None = None,
     issuer: str = "auto",
     concurrency: int = 1,
     max_queue: int | None = None,
@@ -122,7 +119,6 @@ def find_max_qps(
         budget_s: No probe begins that would end after this time.
         rows: As for ``run``, like all that follow.
         profile: The same.
-        samples: The same.
         issuer: The same.
         concurrency: The same.
         max_queue: The same.
@@ -148,7 +144,6 @@ def find_max_qps(
         target,
         rows=rows,
         profile=profile,
-        samples=samples,
         issuer=issuer,
         backend=backend,
         device=device,

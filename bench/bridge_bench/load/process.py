@@ -37,11 +37,13 @@ class Process:
         signature: Of the loaded model.
         info: ``PredictorInfo.to_dict()`` of it.
         load_s: Time of ``bridge.load`` in the child.
+        warnings: What loading a record warned of.
     """
 
     signature: Signature
     info: dict[str, Any]
     load_s: float
+    warnings: tuple[str, ...]
 
     def __init__(self) -> None:
         self._folder = _temporary_folder()
@@ -90,6 +92,7 @@ class Process:
         self.signature = Signature.from_dict(answer["signature"])
         self.info = answer["info"]
         self.load_s = answer["load_s"]
+        self.warnings = tuple(answer["warnings"])
 
     def load_nothing(self) -> None:
         """Takes a predictor that does nothing, to measure the harness."""

@@ -9,8 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from bridge.check import Arrays
-from bridge.errors import InputError, OptionError
+from bridge.errors import OptionError
 from bridge.options import Options
 from bridge.signature import Signature
 from bridge_bench.load import floor as floors
@@ -43,7 +42,6 @@ def run(
     sla: Sla | tuple[float, float] | None = None,
     rows: int | None = None,
     profile: InputProfile | None = None,
-    samples: Sequence[Arrays] | None = None,
     duration_s: float = 10.0,
     min_queries: int = 1,
     samples_per_query: int = 8,
@@ -70,8 +68,8 @@ def run(
         qps: Queries per second, for ``server``.
         sla: Percentile and seconds, such as ``(0.99, 0.005)``.
         rows: Rows per call; ``None`` as in the profile.
-        profile: How to make inputs; ignored where ``samples`` are given.
-        samples: Real inputs, used in random order.
+        profile: How to make inputs, real samples included; eight variants are used in
+            random order.
         duration_s: Time to send queries for.
         min_queries: Queries to send, at least.
         samples_per_query: For ``multi_stream``.
@@ -103,7 +101,6 @@ def run(
         target,
         rows=rows,
         profile=profile,
-        samples=samples,
         issuer=issuer,
         backend=backend,
         device=device,
@@ -141,7 +138,6 @@ class Session:
         *,
         rows: int | None = None,
         profile: InputProfile | None = None,
-        samples: Sequence[Arrays] | None = None,
         issuer: str = "auto",
         backend: str | None = None,
         device: str | None = None,
@@ -153,8 +149,6 @@ class Session:
         """Loads and warms; arguments and errors as for ``run``."""
         self._tell = progress or (lambda _: None)
         self._issuer = _issuer_asked(issuer)
-        if samples is not None and not samples:
-            raise InputError("there are no samples.", fix="Give one set of inputs at least.")
         profile = profile or InputProfile()
         if rows is not None:
             profile = dataclasses.replace(profile, rows=rows)
@@ -171,18 +165,16 @@ class Session:
                 trust=trust,
                 timeout_s=LOAD_TIMEOUT_S,
             )
-            made = samples or [
-                profile.make(self._process.signature, variant) for variant in range(SAMPLES)
-            ]
-            for sample in made:
-                self._process.keep(sample)
+            for variant in range(SAMPLES):
+                self._process.keep(profile.make(self._process.signature, variant))
             self._tell("warming up")
             self.warmup = self._process.warm(timeout_s=WARM_TIMEOUT_S)
             self._subject = Subject(
                 target=str(target),
                 info=self._process.info,
                 load_s=self._process.load_s,
-                rows=profile.rows if samples is None else _rows(self._process.signature, made[0]),
+                warnings=self._process.warnings,
+                rows=profile.rows,
                 warmup=self.warmup,
             )
         except BaseException:
@@ -305,15 +297,6 @@ def _issuer_asked(name: str) -> Issuer | None:
     if found is Issuer.LOADGEN:
         loadgen.require()
     return found
-
-
-def _rows(signature: Signature, sample: Arrays) -> int:
-    """Rows of real inputs: the first dim of the first input that has a free one."""
-    for spec in signature.inputs:
-        array = sample.get(spec.name)
-        if array is not None and spec.shape and not isinstance(spec.shape[0], int):
-            return int(array.shape[0])
-    return 1
 
 
 def _announcement(order: Order) -> str:
