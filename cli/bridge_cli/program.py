@@ -143,6 +143,7 @@ _COMMANDS = (
     run,
     compare,
     select,
+    bench,
     verify,
     report,
     compare_records,

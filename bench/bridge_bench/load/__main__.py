@@ -3,8 +3,8 @@
 It reads requests from its standard input and answers on its standard output, as
 ``bridge.message`` frames them. Requests, by their field ``do``:
 
-``load``    model, backend, device, options, signature, trust -> signature, info, load_s,
-            warnings
+``load``    model, backend, device, options, signature, trust -> what
+            ``Process`` keeps of it
 ``null``    a predictor that does nothing, for measuring the harness -> nothing
 ``sample``  with arrays: keeps them as one sample -> kept
 ``warm``    -> ``Warmup``
