@@ -48,7 +48,7 @@ class Inspection:
         title: The format as people call it.
         size_bytes: Size of all files that belong to it; ``None`` where one is missing.
         digest: SHA-256 over them; ``None`` for live objects or where one is missing.
-        facts: Signatures, operators, versions, notes.
+        facts: Signatures, operators, versions, notes, vocabularies.
         candidates: Every backend's answer, capable ones first.
         problem: Why the bridge refuses to load it as it is, ``None`` if it does not.
     """
@@ -76,6 +76,7 @@ class Inspection:
             "operators": dict(self.facts.operators),
             "versions": dict(self.facts.versions),
             "notes": list(self.facts.notes),
+            "vocabularies": dict(self.facts.vocabularies),
             "candidates": [
                 {
                     "backend": one.backend,

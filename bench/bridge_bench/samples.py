@@ -50,7 +50,8 @@ class Samples:
         """
         path = Path(path)
         arrays = _loaded(path, signature)
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
         samples = cls(path.name, digest, arrays)
         samples.check(signature, batch_dim)
         return samples

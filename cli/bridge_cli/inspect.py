@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import typer
@@ -71,7 +72,7 @@ def _show(found: Inspection) -> None:
         shown["operators"] = _operators(found)
     facts(shown)
     for key, signature in described.signatures.items():
-        _show_signature(key, signature)
+        _show_signature(key, signature, described.vocabularies)
     if described.notes:
         print_line()
         for note in described.notes:
@@ -97,25 +98,28 @@ def _operators(found: Inspection) -> str:
     return f"{kinds} and {more} more kinds" if more > 0 else kinds
 
 
-def _show_signature(key: str, signature: Signature) -> None:
+def _show_signature(key: str, signature: Signature, vocabularies: Mapping[str, int]) -> None:
     from bridge_cli.render import print_line, print_table
 
     specs = [("input", spec) for spec in signature.inputs]
     specs += [("output", spec) for spec in signature.outputs]
-    print_table(
-        ("", "name", "dtype", "shape", "native name"),
+    columns = ["", "name", "dtype", "shape", "native name"]
+    rows = [
         [
-            (
-                f"{kind}, has default" if spec.has_default else kind,
-                spec.name,
-                spec.dtype or "any",
-                spec.shape_text,
-                "" if spec.native_name in (None, spec.name) else spec.native_name,
-            )
-            for kind, spec in specs[:_TENSORS_SHOWN]
-        ],
-        title=f"signature '{key}'" if key else "signature",
-    )
+            f"{kind}, has default" if spec.has_default else kind,
+            spec.name,
+            spec.dtype or "any",
+            spec.shape_text,
+            "" if spec.native_name in (None, spec.name) else spec.native_name,
+        ]
+        for kind, spec in specs[:_TENSORS_SHOWN]
+    ]
+    if vocabularies:
+        columns.append("indexes")
+        for row, (kind, spec) in zip(rows, specs, strict=False):
+            count = vocabularies.get(spec.name) if kind == "input" else None
+            row.append("" if count is None else f"{count:,} rows")
+    print_table(columns, rows, title=f"signature '{key}'" if key else "signature")
     if len(specs) > _TENSORS_SHOWN:
         print_line(f"and {len(specs) - _TENSORS_SHOWN} more; --json shows all")
 
