@@ -222,7 +222,7 @@ def gate_inputs(
         InputError: As for ``InputProfile.make``.
     """
     found = [
-        (f"{rows} rows/{variant}", profile.make(signature, variant, rows))
+        (f"{rows} row{'s' * (rows != 1)}/{variant}", profile.make(signature, variant, rows))
         for rows in sizes
         for variant in range(variants)
     ]
