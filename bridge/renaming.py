@@ -37,6 +37,7 @@ class RenamedPredictor(Predictor):
         theirs = {ours: name for name, ours in inputs.items()}
         self._inputs = {name: theirs.get(name, name) for name in signature.input_names}
         self._outputs = {name: outputs.get(name, name) for name in signature.output_names}
+        self._renames = bool(inputs)
         # The predictor inside takes care of threads and refuses what it cannot take.
         claims = Capabilities(zero_rows=True, thread_safety=ThreadSafety.SHARED)
         self._attach(inner.info, claims, (), None)
@@ -46,7 +47,9 @@ class RenamedPredictor(Predictor):
             return super().predict(inputs, outputs)
         names = self._inputs
         try:
-            found = self._inner.predict({names[name]: value for name, value in inputs.items()})
+            found = self._inner.predict(
+                {names[name]: value for name, value in inputs.items()} if self._renames else inputs
+            )
         except (KeyError, InputError):
             # Again, through the checks of this predictor, whose errors name what users know.
             return super().predict(inputs)
