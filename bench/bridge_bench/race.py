@@ -27,6 +27,8 @@ What differs from the plain rule, and why:
   a quarter of delta pays for the six looks and for a leader chosen by the same blocks. In
   the least favourable case, where all others are just beyond epsilon, it then held in 94 %
   to 100 % of the simulated runs.
+- No block counts for more than ``cut_ratio`` against an arm: some arms take once 1.3 times
+  and once 100 times as long, and the deviation of such ratios would keep them to the end.
 - The leader is found by comparing pairs, not by the least median: medians compare blocks
   with each other, and on a drifting machine choose worse.
 - Where neighbouring differences correlate, limits are wider; see ``stats.trimmed_mean``.
@@ -47,14 +49,15 @@ import numpy.typing as npt
 
 from bridge.errors import MeasureError
 from bridge.record import Interval, Protocol, Verdict
-from bridge_bench.stats import Mean, least_bound, trimmed_mean
+from bridge_bench.stats import Mean, factor, least_bound, ratio_interval, trimmed_mean
 from bridge_bench.units import count, percent
 
 __all__ = ["Race", "Standing", "duel"]
 
 CUT_BLOCKS = 2
 """Blocks after which the ratio cut drops arms."""
-_HIGHEST = math.log(1e6)  # limits of few blocks are cut there, so that they stay numbers
+LEAST_BLOCKS = 3
+"""Fewest blocks for the last look of a race that was ended early."""
 _HIGHEST_REGRET = math.log(10)  # a regret of 900 % says nothing; it is given as unknown
 _SETTLE_SHARE = 0.25  # of delta, for each look; see the module
 
@@ -117,6 +120,7 @@ class Race:
         self._times: dict[str, list[float | None]] = {arm: [] for arm in arms}
         self._ends: dict[str, _End] = {}
         self._blocks = 0
+        self._looked = 0  # blocks at the last look
         self._is_settled = False
 
     @classmethod
@@ -157,11 +161,6 @@ class Race:
     def living(self) -> tuple[str, ...]:
         """The arms that the next block should hold, in the order of ``arms``."""
         return tuple(arm for arm in self.arms if arm not in self._ends)
-
-    @property
-    def is_settled(self) -> bool:
-        """At the last look no living arm could be faster than the leader by over epsilon."""
-        return self._is_settled
 
     @property
     def is_over(self) -> bool:
@@ -228,7 +227,9 @@ class Race:
             return
         self._ends = {name: end for name, end in self._ends.items() if end.by != arm}
         self._ends[arm] = _End(self._blocks, None, reason or "It left the race.")
-        self._is_settled = self._blocks in self.protocol.looks and self._can_stop(self._leader())
+        self._is_settled = False
+        if self._looked == self._blocks > 0:
+            self._look()  # again, since the leader may have been another
 
     def standings(self, verdict: Verdict | None = None) -> dict[str, Standing]:
         """Where every arm stands, against the leader; or against the verdict's winner."""
@@ -252,11 +253,7 @@ class Race:
 
         ``None`` with fewer than two blocks in common.
         """
-        mean = self._compare(arm, other)
-        if mean is None or math.isinf(mean.error):
-            return None
-        low, high = mean.interval(0.95)
-        return Interval(value=_factor(mean.value), low=_factor(low), high=_factor(high))
+        return ratio_interval(self._difference(arm, other))
 
     def regret(self, arm: str) -> float | None:
         """No other arm is faster than this one by more than this share.
@@ -264,7 +261,7 @@ class Race:
         This holds at the confidence ``1 - delta`` for all arms at once: those that were
         eliminated are slower than a living one. ``None`` where nothing useful is known.
         """
-        means = [self._compare(other, arm) for other in self.living if other != arm]
+        means = [self._compare(other, arm, is_capped=True) for other in self.living if other != arm]
         known = [mean for mean in means if mean is not None]
         if len(known) < len(means):
             return None
@@ -278,7 +275,10 @@ class Race:
         preference: Callable[[str], Any] | None = None,
         is_interrupted: bool = False,
     ) -> Verdict:
-        """What can be said now.
+        """What can be said at the end.
+
+        A race that is not over ends here: it takes its last look now, at the level of one
+        that it will not reach. (``replay`` the blocks to go on with it.)
 
         Args:
             rows: The bucket.
@@ -286,6 +286,8 @@ class Race:
                 as is known, the least first; without it, the leader.
             is_interrupted: The user ended the race.
         """
+        if self._looked != self._blocks >= LEAST_BLOCKS:
+            self._look()
         leader = self._leader()
         if leader is None:
             return Verdict(
@@ -320,10 +322,23 @@ class Race:
     def _alpha(self) -> float:
         return self.protocol.delta / (max(len(self.arms), 1) * len(self.protocol.looks))
 
-    def _compare(self, arm: str, other: str) -> Mean | None:
-        """The mean log ratio over the blocks that both share; ``None`` without any."""
+    def _compare(self, arm: str, other: str, *, is_capped: bool = False) -> Mean | None:
+        """The mean log ratio over the blocks that both share; ``None`` without any.
+
+        Capped, no block counts for more than the ratio cut: a lower limit of that mean is
+        one of the mean itself.
+        """
         difference = self._difference(arm, other)
-        return trimmed_mean(difference) if difference.size else None
+        if not difference.size:
+            return None
+        return trimmed_mean(
+            np.minimum(difference, math.log(self.protocol.cut_ratio)) if is_capped else difference
+        )
+
+    def _mean(self, arm: str, other: str) -> float:
+        """The mean log ratio; infinite without a block in common."""
+        mean = self._compare(arm, other)
+        return math.inf if mean is None else mean.value
 
     def _difference(self, arm: str, other: str) -> npt.NDArray[np.float64]:
         both: npt.NDArray[np.float64] = np.subtract(self._logs[arm], self._logs[other])
@@ -336,8 +351,7 @@ class Race:
         # A close start, so that the one pass of comparisons begins near its end.
         best = min(living, key=lambda arm: float(np.nanmedian(self._logs[arm])))
         for arm in living:
-            mean = self._compare(arm, best) if arm != best else None
-            if mean is not None and mean.value < 0:
+            if arm != best and self._mean(arm, best) < 0:
                 best = arm
         return best
 
@@ -351,7 +365,7 @@ class Race:
             return
         best = min(means, key=means.__getitem__)
         for arm in means:
-            least = _factor(float(self._difference(arm, best).min()))
+            least = factor(float(self._difference(arm, best).min()))
             if arm not in {best, self.default} and least >= self.protocol.cut_ratio:
                 self._ends[arm] = _End(
                     CUT_BLOCKS,
@@ -361,23 +375,21 @@ class Race:
                 )
 
     def _look(self) -> None:
+        self._looked = self._blocks
         leader = self._leader()
         if leader is None:
             return
         margin = math.log1p(self.protocol.margin)
         for arm in self.living:
-            mean = self._compare(arm, leader) if arm != leader else None
+            mean = self._compare(arm, leader, is_capped=True) if arm != leader else None
             if mean is not None and mean.lower(self._alpha) > margin:
-                slower = _factor(mean.value) - 1
-                self._ends[arm] = _End(
-                    self._blocks,
-                    leader,
-                    f"It is {percent(slower)} slower than {leader}, over {self._blocks} blocks.",
-                )
+                slower = percent(factor(self._mean(arm, leader)) - 1)
+                reason = f"It is {slower} slower than {leader}, over {self._blocks} blocks."
+                self._ends[arm] = _End(self._blocks, leader, reason)
         self._is_settled = self._can_stop(leader)
 
     def _can_stop(self, leader: str | None) -> bool:
-        if leader is None or self._blocks < self.protocol.looks[0]:
+        if leader is None or self._blocks < LEAST_BLOCKS:
             return False
         regret = self.regret(leader)
         return regret is not None and regret <= self.protocol.epsilon
@@ -404,11 +416,8 @@ class Race:
         """The winner, the living, the eliminated; each by their ratio to the winner."""
 
         def key(arm: str) -> tuple[int, float]:
-            mean = self._compare(arm, winner)
-            return (
-                0 if arm == winner else 1 if arm not in self._ends else 2,
-                math.inf if mean is None else mean.value,
-            )
+            group = 0 if arm == winner else 1 if arm not in self._ends else 2
+            return group, self._mean(arm, winner)
 
         return tuple(sorted((arm for arm in self.arms if arm not in self.removed), key=key))
 
@@ -459,10 +468,7 @@ def duel(times: Sequence[float | None], others: Sequence[float | None]) -> Inter
         MeasureError: Fewer than two blocks are shared.
     """
     pairs = [(a, b) for a, b in zip(times, others, strict=True) if a is not None and b is not None]
-    race = Race(("times", "others"))
-    for a, b in pairs:
-        race.add({"times": a, "others": b})
-    found = race.ratio("times", "others")
+    found = ratio_interval(np.array([math.log(a / b) for a, b in pairs]))
     if found is None:
         raise MeasureError(
             f"Two arms can be compared over two blocks or more, and these share {len(pairs)}.",
@@ -484,10 +490,6 @@ def _living(arm: str, slower: Interval | None, verdict: Verdict | None) -> tuple
     if is_tied:
         return "tied", f"It may be as fast as {verdict.winner}{seen}."
     return "undecided", f"The race ended before it was told apart from {verdict.winner}{seen}."
-
-
-def _factor(log: float) -> float:
-    return math.exp(min(max(log, -_HIGHEST), _HIGHEST))
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -26,11 +26,13 @@ __all__ = [
     "bootstrap_median",
     "clopper_pearson",
     "correlation",
+    "factor",
     "least_bound",
     "median",
     "outliers",
     "percentile",
     "percentile_upper",
+    "ratio_interval",
     "samples_needed",
     "trimmed_mean",
 ]
@@ -44,6 +46,7 @@ TRIM = 0.1
 MAX_CORRELATION = 0.2
 """Correlation of neighbours up to which values count as independent."""
 _FARTHEST = 1e6  # a bound beyond it is none
+_HIGHEST_LOG = math.log(1e6)
 _HIGHEST_CORRELATION = 0.8  # an estimate above it, of so few values, would widen without bound
 
 
@@ -279,6 +282,23 @@ def least_bound(means: Sequence[Mean], alpha: float) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if odds(middle) <= alpha else (middle, high)
     return high
+
+
+def factor(log: float) -> float:
+    """``exp``, kept within a million, so that limits of few values stay numbers."""
+    return math.exp(min(max(log, -_HIGHEST_LOG), _HIGHEST_LOG))
+
+
+def ratio_interval(logs: Values) -> Interval | None:
+    """The ratio of which these are logarithms, with the two-sided 95 % interval.
+
+    ``None`` with fewer than two values.
+    """
+    if len(logs) < 2:
+        return None
+    mean = trimmed_mean(logs)
+    low, high = mean.interval(0.95)
+    return Interval(value=factor(mean.value), low=factor(low), high=factor(high))
 
 
 def bootstrap_median(

@@ -10,11 +10,13 @@ from bridge_bench.stats import (
     bootstrap_median,
     clopper_pearson,
     correlation,
+    factor,
     least_bound,
     median,
     outliers,
     percentile,
     percentile_upper,
+    ratio_interval,
     samples_needed,
     trimmed_mean,
 )
@@ -161,6 +163,18 @@ def test_the_least_bound_shares_the_odds_among_all_means() -> None:
     assert least_bound([Mean(0.0, 0.0, 5)], 0.05) == 0
     assert least_bound([Mean(-0.5, 0.0, 5)], 0.05) == pytest.approx(0.5, rel=1e-4)
     assert least_bound([Mean(0.0, math.inf, 1)], 0.05) == math.inf
+
+
+def test_the_interval_of_a_ratio() -> None:
+    assert ratio_interval([0.1]) is None
+    found = ratio_interval(np.log([1.1, 1.2, 1.15, 1.12]))
+    assert found is not None
+    assert found.value == pytest.approx((1.1 * 1.2 * 1.15 * 1.12) ** 0.25)
+    assert 1 < found.low < found.value < found.high < 1.3
+    wide = ratio_interval([-500.0, 500.0])
+    assert wide is not None
+    assert (wide.low, wide.high) == (pytest.approx(1e-6), pytest.approx(1e6))
+    assert factor(0) == 1
 
 
 def test_limits_hold_as_often_as_they_say_with_and_without_correlation() -> None:
