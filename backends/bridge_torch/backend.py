@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import bridge
 from bridge.capabilities import Capabilities, ThreadSafety
+from bridge.cpus import usable_cpus
 from bridge.device import CPU, Device
 from bridge.dtypes import DType
 from bridge.errors import (
@@ -21,8 +22,10 @@ from bridge.errors import (
     UnsupportedModel,
 )
 from bridge.model import ModelRef
+from bridge.search import Pruned, combine
 from bridge_torch.failures import error_rules
 from bridge_torch.options import TorchOptions
+from bridge_torch.package import find_compiler, packaged
 from bridge_torch.predictor import TorchPredictor
 from bridge_torch.program import Program, declare, of_module, of_script, quiet
 
@@ -79,12 +82,34 @@ class TorchBackend(bridge.Backend):
             thread_safety=ThreadSafety.SHARED,
         )
 
-    def search_space(self, model: ModelRef, device: Device) -> tuple[bridge.Options, ...]:
-        if model.format.name == "torchscript":
-            return (TorchOptions(), TorchOptions(execution="frozen"))
-        if model.format.name in ("exported_program", "torch_module"):
-            return (TorchOptions(), TorchOptions(execution="compiled"))
-        return (TorchOptions(),)
+    def search_space(self, model: ModelRef, device: Device) -> tuple[bridge.Options | Pruned, ...]:
+        """Threads, then each way to execute that the format knows and compilers allow."""
+        cpus = usable_cpus()
+        threads: list[dict[str, Any]] = [{}]
+        if device == CPU:
+            threads += [{"threads": 1}, *([{"threads": cpus // 2}] if cpus > 3 else [])]
+        else:
+            threads += [{"tf32": True}]
+        candidates: list[Mapping[str, Any] | Pruned] = list(threads)
+        for execution, sets in (
+            ("frozen", threads),
+            ("aot_inductor", threads[:2] if device == CPU else threads[:1]),
+            ("compiled", threads[:1]),
+        ):
+            values = {"execution": execution}
+            reason = _out_of_place(execution, model)
+            if reason is not None:
+                candidates.append(Pruned(values, f"not-for-{_dashed(model.format.name)}", reason))
+            elif execution != "frozen" and find_compiler() is None:
+                reason = f"execution={execution} needs a C++ compiler, and there is none here."
+                candidates.append(Pruned(values, "no-cxx-compiler", reason))
+            else:
+                candidates += [{**values, **more} for more in sets]
+                if execution == "compiled":
+                    candidates.append(_per_size(model))
+        if device == CPU:
+            candidates.append({"threads": cpus})
+        return combine(TorchOptions, candidates)
 
     def error_rules(self) -> tuple[ErrorRule, ...]:
         return error_rules()
@@ -119,8 +144,7 @@ class TorchBackend(bridge.Backend):
 def _script_program(model: ModelRef, device: Device, options: TorchOptions) -> Program:
     import torch
 
-    if options.execution == "compiled":
-        raise _illegal(options, "TorchScript", "frozen")
+    _require_fit(options, model)
     # What torch.jit.load does after its deprecation warning, which would be raised in a
     # program that turns warnings into errors, and can only be silenced process-wide.
     read: Callable[..., Any] = torch._C.import_ir_module
@@ -149,8 +173,7 @@ _reading = threading.Lock()
 def _exported_program(model: ModelRef, device: Device, options: TorchOptions) -> Program:
     from bridge_torch.exported import flat_module, of_exported
 
-    if options.execution == "frozen":
-        raise _illegal(options, "an ExportedProgram", "compiled")
+    _require_fit(options, model)
     exported: Any = model.live
     if exported is None:
         with _reading:
@@ -159,6 +182,9 @@ def _exported_program(model: ModelRef, device: Device, options: TorchOptions) ->
         from torch.export.passes import move_to_device_pass
 
         exported = move_to_device_pass(exported, str(device))
+    if options.execution == "aot_inductor":
+        named = of_exported(exported, None, "AOTInductor")
+        return packaged(model, exported, named, device, options.threads)
     module = flat_module(exported)
     if options.execution == "compiled":
         program = of_exported(exported, _compiled(module, options), "torch.compile")
@@ -189,8 +215,7 @@ def _package_program(model: ModelRef, device: Device, options: TorchOptions) -> 
 
     from bridge_torch.exported import of_package
 
-    if options.execution != "eager":
-        raise _illegal(options, "an AOTInductor package", "eager")
+    _require_fit(options, model)
     index = device.index if device.kind == "cuda" else -1
     package = torch._inductor.aoti_load_package(str(model.file), device_index=index)
     built_for = str(package.loader.get_metadata().get("AOTI_DEVICE_KEY", device.kind))
@@ -228,9 +253,10 @@ def _of_live(live: Any, model: ModelRef, device: Device, options: TorchOptions) 
 
     module = _ready(live, device)
     if isinstance(module, torch.jit.ScriptModule):
-        if options.execution == "compiled":
+        if options.execution in ("compiled", "aot_inductor"):
             raise _illegal(options, "TorchScript", "frozen")
         return _of_scripted(module, options, model)
+    _require_fit(options, model)
     if options.execution == "frozen":
         try:
             with quiet(_SCRIPT_IS_DEPRECATED):
@@ -301,6 +327,60 @@ def _illegal(options: TorchOptions, what: str, instead: str) -> BridgeError:
         option="execution",
         value=options.execution,
     )
+
+
+# Ways to execute besides eager, by format.
+_EXECUTIONS: dict[str, tuple[str, ...]] = {
+    "torchscript": ("frozen",),
+    "exported_program": ("compiled", "aot_inductor"),
+    "aot_inductor": (),
+    "torch_module": ("frozen", "compiled"),
+    "torch_pickle": ("frozen", "compiled"),
+}
+
+
+def _out_of_place(execution: str, model: ModelRef) -> str | None:
+    """Why a model of its format cannot be executed so; ``None`` if it may."""
+    known = _EXECUTIONS[model.format.name]
+    if execution in ("eager", *known) and not (
+        execution == "aot_inductor" and model.live is not None
+    ):
+        return None
+    if model.live is not None and execution == "aot_inductor":
+        return "execution=aot_inductor is for an ExportedProgram on disk, not for a live model."
+    others = ", ".join(("eager", *known))
+    return f"execution={execution} is not for {model.format.title} models; these have {others}."
+
+
+def _per_size(model: ModelRef) -> Mapping[str, Any] | Pruned:
+    """Code for fixed sizes, where they are fixed; elsewhere new ones would stop calls."""
+    values = {"execution": "compiled", "dynamic": False}
+    signature = next(iter(model.facts.signatures.values()), model.declared)
+    if signature is not None and all(
+        spec.shape is not None and all(isinstance(size, int) for size in spec.shape)
+        for spec in signature.inputs
+    ):
+        return values
+    return Pruned(
+        values,
+        "compiles-per-size",
+        "torch.compile would compile again for each new size, which stops that call.",
+    )
+
+
+def _require_fit(options: TorchOptions, model: ModelRef) -> None:
+    reason = _out_of_place(options.execution, model)
+    if reason is not None:
+        raise OptionError(
+            reason,
+            fix=f"Use execution={(*_EXECUTIONS[model.format.name], 'eager')[0]}.",
+            option="execution",
+            value=options.execution,
+        )
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
 
 
 _tf32 = threading.Lock()

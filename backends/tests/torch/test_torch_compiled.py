@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
-import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,13 @@ import numpy as np
 import pytest
 
 import bridge
+from bridge.cache import default_cache
 from bridge.errors import OptionError, ShapeMismatch, UnsupportedModel, UntrustedModel
 
 torch = pytest.importorskip("torch")
+
+from bridge_torch.exported import of_exported  # noqa: E402
+from bridge_torch.package import _checks  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None, reason="torch's compiler needs g++, which is not installed"
@@ -63,16 +68,73 @@ def program() -> Any:
     )
 
 
-@pytest.fixture(scope="session")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A package built once: some 10 s of g++."""
-    path = tmp_path_factory.mktemp("aoti") / "net.pt2"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import torch._inductor
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, bridge.Predictor]]:
+    """A program on disk and its package, built once by the bridge: some 10 s of g++."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BRIDGE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        path = tmp_path_factory.mktemp("program") / "net.pt2"
+        torch.export.save(program(), path)
+        with bridge.load(path, options={"execution": "aot_inductor"}) as predictor:
+            yield path, predictor
 
-        torch._inductor.aoti_compile_and_package(program(), package_path=str(path))
-    return path
+
+@pytest.fixture(scope="module")
+def package(built: tuple[Path, bridge.Predictor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same package as a file of a user's."""
+    (found,) = Path(os.environ["BRIDGE_CACHE_DIR"]).glob("entries/*/files/model.pt2")
+    return Path(shutil.copy(found, tmp_path_factory.mktemp("aoti") / "net.pt2"))
+
+
+def test_a_program_is_compiled_into_the_cache(built: tuple[Path, bridge.Predictor]) -> None:
+    path, predictor = built
+    assert predictor.info.provider == "AOTInductor"
+    assert dict(predictor.info.options) == {"execution": "aot_inductor"}
+    with bridge.load(path) as eager:
+        assert predictor.signature == eager.signature
+    for count in (2, 7, 64):
+        given = rows(count)
+        results = predictor.predict(given)
+        for name, want in expected(count).items():
+            np.testing.assert_allclose(results[name], want, rtol=1e-5, atol=1e-6)
+            results[name][...] = 99
+        np.testing.assert_array_equal(given["x"], rows(count)["x"])
+    for count in (1, 65):
+        with pytest.raises(ShapeMismatch, match=f"size {count} in axis 0; .* for 2 to 64"):
+            predictor.predict(rows(count))
+    (entry,) = default_cache().ls()
+    assert entry.kind == "aot-inductor"
+    started = entry.used_s
+    with bridge.load(path, options={"execution": "aot_inductor"}) as again:
+        assert again.predict(rows(3))["out"].shape == (3, 3)
+    (entry,) = default_cache().ls()
+    assert entry.used_s >= started
+
+
+def test_conditions_that_ranges_do_not_hold_are_asked_in_each_call() -> None:
+    class Fours(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(-1, 4).sum(1)
+
+    shapes = {"x": {0: torch.export.Dim.AUTO}}
+    exported = torch.export.export(Fours(), (torch.zeros(8),), dynamic_shapes=shapes)
+    check = _checks(exported, of_exported(exported, None, ""))
+    check(torch.zeros(12))
+    with pytest.raises(AssertionError, match="Guard failed"):
+        check(torch.zeros(13))
+
+
+def test_programs_that_compiled_code_would_not_check_are_refused() -> None:
+    class Adds(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x.add_(1)
+            return x * 2
+
+    exported = torch.export.export(Adds(), (torch.zeros(8),))
+    with pytest.raises(UnsupportedModel, match="writes to its inputs"):
+        _checks(exported, of_exported(exported, None, ""))
+    with pytest.raises(OptionError, match="on disk"):
+        bridge.load(program(), options={"execution": "aot_inductor"})
 
 
 def test_a_package_needs_trust_and_a_signature(package: Path) -> None:

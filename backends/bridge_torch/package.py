@@ -1,0 +1,165 @@
+"""Packages that AOTInductor builds of exported programs, kept in the bridge's cache.
+
+A package is native code. It is only loaded from an entry of the cache, which the bridge
+has built itself and compares byte by byte, so that no trust has to be given for it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bridge.cache import default_cache
+from bridge.cpus import cpu_flags
+from bridge.device import CPU, Device
+from bridge.errors import ShapeMismatch, UnsupportedModel
+from bridge.model import ModelRef
+from bridge_torch.program import Program, quiet
+
+__all__ = ["find_compiler", "packaged"]
+
+# torch.export's conditions that a signature's named dims and the ranges below hold as well.
+_PLAIN_GUARD = re.compile(
+    r"L\['\w+'\]\.size\(\)\[\d+\] (==|<=|>=|<|>) (L\['\w+'\]\.size\(\)\[\d+\]|\d+)"
+)
+_ANY_SIZE = 2**63 - 1
+# The compiler of torch keeps its settings in globals.
+_building = threading.Lock()
+
+Call = Callable[..., Any]
+
+
+def find_compiler() -> str | None:
+    """Path of the C++ compiler that torch's compilers use; ``None`` if there is none."""
+    usual = "clang++" if platform.system() == "Darwin" else "g++"
+    return shutil.which(os.environ.get("CXX", usual))
+
+
+def packaged(
+    model: ModelRef, exported: Any, named: Program, device: Device, threads: int | None
+) -> Program:
+    """A program that runs as native code, which is built if the cache does not have it.
+
+    Args:
+        model: The model on disk, whose digest names the package in the cache.
+        exported: The ``ExportedProgram``, on the device.
+        named: Its names and specs; not its call, so that the weights are held once.
+        device: Where it runs.
+        threads: Threads of one call, which are part of the code; ``None`` for torch's number.
+
+    Raises:
+        UnsupportedModel: It passes more than tensors, or writes to its inputs, or has sizes
+            that compiled code would not check.
+        Exception: Whatever torch's compiler raises.
+    """
+    checked = _checks(exported, named)
+    with quiet(r"`torch\.jit\.\w+` is (deprecated|not supported)"):
+        import torch
+        import torch._inductor
+
+    count = threads or torch.get_num_threads()
+
+    def build(folder: Path) -> None:
+        with _building, quiet(".*"):
+            torch._inductor.aoti_compile_and_package(
+                exported,
+                package_path=str(folder / "model.pt2"),
+                inductor_configs={"cpp.threads": count},
+            )
+
+    # The code is built for this very CPU, and may not start on another.
+    hardware = [platform.machine(), *sorted(cpu_flags())]
+    if device != CPU:
+        major, minor = torch.cuda.get_device_capability(device.index)
+        hardware += [torch.cuda.get_device_name(device.index), f"{major}.{minor}"]
+    parts = {
+        "model": model.digest,
+        "torch": str(torch.__version__),
+        "device": device.kind,
+        "hardware": list(hardware),
+        "threads": count,
+    }
+    folder = default_cache().entry("aot-inductor", parts, build, executable=True)
+    index = -1 if device == CPU else device.index
+    package = torch._inductor.aoti_load_package(str(folder / "model.pt2"), device_index=index)
+    run = package.loader.run
+
+    def call(*tensors: Any) -> Any:
+        checked(*tensors)
+        return run([tensor for tensor in tensors if isinstance(tensor, torch.Tensor)])
+
+    return replace(named, call=call)
+
+
+def _checks(exported: Any, named: Program) -> Call:
+    """A function that raises for sizes for which the program was not exported.
+
+    Compiled code does not look at sizes: it would read beyond an array's end.
+    """
+    from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
+
+    graph = exported.graph_signature
+    inputs = [one.arg for one in graph.input_specs if one.kind is InputKind.USER_INPUT]
+    results = [one.arg for one in graph.output_specs if one.kind is OutputKind.USER_OUTPUT]
+    if not all(isinstance(one, TensorArgument) for one in (*inputs, *results)):
+        raise _unfit("it takes or returns more than tensors")
+    if named.written:
+        raise _unfit("it writes to its inputs")
+    nodes = {node.name: node.meta["val"] for node in exported.graph.nodes if "val" in node.meta}
+    limits = []
+    seen = set()
+    for position, argument in enumerate(inputs):
+        for axis, size in enumerate(nodes[argument.name].shape):
+            expression = getattr(getattr(size, "node", None), "expr", None)
+            if expression is None or expression in seen:
+                continue
+            if not expression.is_Symbol:
+                raise _unfit(f"input '{argument.name}' has a size {expression}")
+            seen.add(expression)
+            limits.append((position, axis, *_range(exported, expression), argument.name))
+    guards = getattr(exported, "_guards_code", None)
+    if guards is not None and all(_PLAIN_GUARD.fullmatch(one) for one in guards):
+        return _within(tuple(limits))
+    every: Call | None = getattr(exported.module(), "_guards_fn", None)
+    if every is None:
+        raise _unfit("this torch does not tell its conditions on sizes")
+    return every
+
+
+def _within(limits: tuple[tuple[int, int, int, int, str], ...]) -> Call:
+    def check(*tensors: Any) -> None:
+        for position, axis, low, high, name in limits:
+            if not low <= tensors[position].shape[axis] <= high:
+                size = tensors[position].shape[axis]
+                most = "or more" if high == _ANY_SIZE else f"to {high}"
+                raise ShapeMismatch(
+                    f"input '{name}' has size {size} in axis {axis}; the program was exported "
+                    f"for {low} {most}.",
+                    fix="Use sizes for which the program was exported, or export it anew.",
+                    input=name,
+                    axis=axis,
+                    size=size,
+                )
+
+    return check
+
+
+def _range(exported: Any, symbol: Any) -> tuple[int, int]:
+    """Smallest and largest size of a dim that varies."""
+    allowed = exported.range_constraints[symbol]
+    high = int(allowed.upper) if allowed.upper.is_Integer else _ANY_SIZE
+    return max(0, int(allowed.lower)), high
+
+
+def _unfit(what: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"AOTInductor cannot be used for this program here: {what}.",
+        fix="Use execution=compiled or eager.",
+    )
