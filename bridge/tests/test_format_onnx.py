@@ -698,7 +698,8 @@ def test_tables_that_inputs_index_are_found(tmp_path: Path) -> None:
 
 def test_values_that_are_handed_on_are_followed(tmp_path: Path) -> None:
     chain = [
-        step("Cast", "ids", "a"),
+        step("Where", "which which ids", "0"),
+        step("Cast", "0", "a"),
         step("Unsqueeze", "a which", "b"),
         step("Split", "b", "c d"),
         step("Gather", "d which", "e", axis(1)),

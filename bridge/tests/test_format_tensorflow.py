@@ -620,6 +620,23 @@ def vocabularies(folder: Path, *nodes: bytes, functions: Iterable[bytes] = ()) -
         ),
         ([node("y", "ResourceGather", "table", "sum"), node("sum", "AddV2", "ids", "ids")], None),
         ([node("y", "ResourceGather", "a", "ids"), node("a", "Identity", "a")], None),
+        (
+            [
+                # How Keras counts negative ids from the end.
+                node("y", "ResourceGather", "table", "s"),
+                node("s", "SelectV2", "less", "sum", "ids"),
+                node("sum", "AddV2", "ids", "size"),
+            ],
+            50,
+        ),
+        (
+            [
+                node("y", "ResourceGather", "table", "a"),
+                node("a", "SelectV2", "c", "b", "a"),
+                node("b", "Maximum", "a", "ids"),
+            ],
+            50,
+        ),
         ([node("t", "Const", value=field(8, field(1, 1) + field(2, field(2, field(1, 8))))),
           ZERO, node("y", "GatherV2", "t", "ids", "axis0")], 8),
     ],
@@ -643,3 +660,9 @@ def test_functions_that_call_themselves_end(tmp_path: Path) -> None:
     loop = function("loop", [*calls, gather], ["i", "h"])
     top = node("y", "PartitionedCall", "ids", "table", f=func("loop"))
     vocabularies(tmp_path, top, functions=[loop])
+
+
+def test_long_chains_are_followed(tmp_path: Path) -> None:
+    chain = [node(f"n{k}", "Identity", f"n{k - 1}" if k else "ids") for k in range(5000)]
+    last = node("y", "ResourceGather", "table", "n4999")
+    assert vocabularies(tmp_path, last, *reversed(chain)) == {"user_ids": 50}

@@ -1,7 +1,7 @@
 """Which inputs of an ONNX graph are row numbers of a table, and of how many rows.
 
 A table is a constant of the graph from which ``Gather`` takes rows along axis 0. What is
-followed are operators that hand values on without changing them; others end the search,
+followed are operators that hand values on or bound them; others end the search,
 so that what is found is true of the graph, and not all is found (tables in subgraphs and
 in the model's own functions are not).
 """
@@ -14,11 +14,13 @@ from bridge.wire import Span, signed
 
 __all__ = ["read_vocabularies"]
 
-# Operators of which the output holds values of the first input and no others. Changes of
-# dtype are among them: an id is a whole number in any.
+# Operators whose output holds values of the first input, or bounds them: where those are
+# legal, so is what is handed on. Changes of dtype are among them: an id is a whole number
+# in any. ``Where`` hands on either of its last two.
 _HANDS_ON = frozenset(
     {
         "Cast",
+        "Clip",
         "Expand",
         "Flatten",
         "Gather",
@@ -30,6 +32,7 @@ _HANDS_ON = frozenset(
         "Tile",
         "Transpose",
         "Unsqueeze",
+        "Where",
     }
 )
 _SAME_ROWS = frozenset({"Cast", "DequantizeLinear", "Identity"})
@@ -80,8 +83,11 @@ def read_vocabularies(root: Span) -> dict[str, int]:
             origin = source.get(node.inputs[1])
             if node.axis == 0 and origin is not None and rows[first] > 0:
                 found[origin] = min(rows[first], found.get(origin, rows[first]))
-        elif node.operator in _HANDS_ON and first in source:
-            source.update(dict.fromkeys(filter(None, node.outputs), source[first]))
+        elif node.operator in _HANDS_ON:
+            handed = node.inputs[1:] if node.operator == "Where" else node.inputs[:1]
+            origin = next((source[one] for one in handed if one in source), None)
+            if origin is not None:
+                source.update(dict.fromkeys(filter(None, node.outputs), origin))
         if node.operator in _SAME_ROWS and first in rows:
             rows.update(dict.fromkeys(node.outputs[:1], rows[first]))
     return found

@@ -14,24 +14,28 @@ from bridge.formats.tensorflow.graph import MetaGraph, Node
 
 __all__ = ["vocabularies"]
 
-# Operators of which the output holds values of the first input and no others.
-_HANDS_ON = frozenset(
-    {
-        "Cast",
-        "EnsureShape",
-        "ExpandDims",
-        "Identity",
-        "ReadVariableOp",
-        "Reshape",
-        "Squeeze",
-        "StopGradient",
-        "StridedSlice",
-        "Tile",
-        "Transpose",
-        "Unique",
-        "Unpack",
-    }
-)
+# Operators whose output holds values of these inputs, or bounds them: where the first of
+# them that comes from an input of the model is legal, so is what is handed on.
+_HANDS_ON: Mapping[str, tuple[int, ...]] = {
+    "Cast": (0,),
+    "ClipByValue": (0,),
+    "EnsureShape": (0,),
+    "ExpandDims": (0,),
+    "Identity": (0,),
+    "Maximum": (0, 1),
+    "Minimum": (0, 1),
+    "ReadVariableOp": (0,),
+    "Reshape": (0,),
+    "Select": (1, 2),
+    "SelectV2": (1, 2),
+    "Squeeze": (0,),
+    "StopGradient": (0,),
+    "StridedSlice": (0,),
+    "Tile": (0,),
+    "Transpose": (0,),
+    "Unique": (0,),
+    "Unpack": (0,),
+}
 # Position of the table and of the row numbers among the inputs; that of the axis, if any.
 _GATHERS: Mapping[str, tuple[int, int, int | None]] = {
     "Gather": (0, 1, None),
@@ -88,25 +92,23 @@ def _follow(search: _Search, nodes: Sequence[Node], fed: Mapping[str, _Value], d
     known: dict[str, _Value] = dict(fed)
 
     def value(tensor: str) -> _Value:
-        # Chains are walked in a loop: they may be longer than Python's stack.
-        name = tensor.partition(":")[0].removeprefix("^")
-        chain: list[str] = []
-        found = _UNKNOWN
-        while name not in known:
-            known[name] = _UNKNOWN  # a cycle ends here
-            chain.append(name)
+        # With a stack of its own: chains may be longer than Python's.
+        wanted = _name(tensor)
+        stack, opened = [wanted], set[str]()
+        while stack:
+            name = stack[-1]
             node = by_name.get(name)
-            if node is None:
-                break
-            if node.op in _HANDS_ON and node.inputs:
-                name = node.inputs[0].partition(":")[0].removeprefix("^")
-                continue
-            found = _own(node)
-            break
-        else:
-            found = known[name]
-        known.update(dict.fromkeys(chain, found))
-        return found
+            if name not in known and node is not None:
+                places = _HANDS_ON.get(node.op, ())
+                sources = [_name(node.inputs[at]) for at in places if at < len(node.inputs)]
+                if name not in opened:
+                    opened.add(name)
+                    stack += [one for one in sources if one not in known and one not in opened]
+                    continue
+                found = (known[one] for one in sources if known.get(one, _UNKNOWN) != _UNKNOWN)
+                known[name] = next(found, _UNKNOWN) if sources else _own(node)
+            stack.pop()
+        return known.get(wanted, _UNKNOWN)
 
     for node in nodes:
         if node.op in _GATHERS:
@@ -126,6 +128,10 @@ def _follow(search: _Search, nodes: Sequence[Node], fed: Mapping[str, _Value], d
             for function in search.graph.functions.get(called[0], [])[:1] if called else ():
                 inner = dict(zip(function.args, arguments, strict=False))
                 _follow(search, function.nodes, inner, depth + 1)
+
+
+def _name(tensor: str) -> str:
+    return tensor.partition(":")[0].removeprefix("^")
 
 
 def _own(node: Node) -> _Value:
