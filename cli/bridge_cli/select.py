@@ -105,6 +105,10 @@ def select(
             metavar="RULE", help="Such as auc:max_drop=0.0005,output=click. May be repeated."
         ),
     ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(metavar="DROP", help="What auc may lose, for rules that do not say. [0.0005]"),
+    ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Labels of the samples: .npy, or .npz by output."),
@@ -210,7 +214,7 @@ def select(
         batches=batches,
         profile=profile,
         limits=limits,
-        gate=_gate(tier, metric),
+        gate=_gate(tier, metric, max_drop),
         protocol=Protocol(budget_s=budget_s, prepare_budget_s=prepare_budget_s),
         backends=backend or None,
         devices=device or None,
@@ -307,19 +311,27 @@ def _limits(
         objective=objective,
         sla_percentile=percentile,
         sla_s=limit_s,
-        max_memory_bytes=None if max_memory is None else parse_size_bytes(max_memory, "--max-memory"),
+        max_memory_bytes=None
+        if max_memory is None
+        else parse_size_bytes(max_memory, "--max-memory"),
         concurrency=concurrency,
         price_per_hour=price_per_hour,
     )
 
 
-def _gate(tier: str, metrics: Sequence[str] | None) -> Gate:
+def _gate(tier: str, metrics: Sequence[str] | None, max_drop: float | None) -> Gate:
     from bridge_bench.gate import TIERS, Gate
     from bridge_bench.metrics import MetricRule
 
     if tier not in TIERS:
         raise typer.BadParameter(f"{tier!r} is none of {', '.join(TIERS)}", param_hint="--tier")
-    return Gate(tier=tier, metrics=tuple(MetricRule.parse(text) for text in metrics or ()))
+    asked = [text.strip() for text in metrics or ()]
+    if max_drop is not None and not any(text.partition(":")[0] == "auc" for text in asked):
+        raise typer.BadParameter(
+            "it is for --metric auc, which is not given", param_hint="--max-drop"
+        )
+    defaults = {} if max_drop is None else {"max_drop": max_drop}
+    return Gate(tier=tier, metrics=tuple(MetricRule.parse(text, **defaults) for text in asked))
 
 
 def _batches(batch: str | None, mix: Path | None) -> Sequence[int] | Mapping[int, float]:
