@@ -163,6 +163,11 @@ class Race:
         return tuple(arm for arm in self.arms if arm not in self._ends)
 
     @property
+    def is_settled(self) -> bool:
+        """At the last look no living arm could be faster than the leader by over epsilon."""
+        return self._is_settled
+
+    @property
     def is_over(self) -> bool:
         """No further block is wanted: nothing lives, it is settled, or it was the last look."""
         if not self.living:
@@ -172,7 +177,15 @@ class Race:
     @property
     def leader(self) -> str | None:
         """The living arm that no other beats on average; ``None`` if none lives."""
-        return self._leader()
+        living = [arm for arm in self.living if not all(map(math.isnan, self._logs[arm]))]
+        if not living:
+            return next(iter(self.living), None)
+        # A close start, so that the one pass of comparisons begins near its end.
+        best = min(living, key=lambda arm: float(np.nanmedian(self._logs[arm])))
+        for arm in living:
+            if arm != best and self._mean(arm, best) < 0:
+                best = arm
+        return best
 
     @property
     def removed(self) -> dict[str, int]:
@@ -233,7 +246,7 @@ class Race:
 
     def standings(self, verdict: Verdict | None = None) -> dict[str, Standing]:
         """Where every arm stands, against the leader; or against the verdict's winner."""
-        against = self._leader() if verdict is None else verdict.winner
+        against = self.leader if verdict is None else verdict.winner
         found = {}
         for arm in self.arms:
             slower = None if against in {None, arm} else self.ratio(arm, str(against))
@@ -288,7 +301,7 @@ class Race:
         """
         if self._looked != self._blocks >= LEAST_BLOCKS:
             self._look()
-        leader = self._leader()
+        leader = self.leader
         if leader is None:
             return Verdict(
                 rows=rows, status="none", winner=None, reason="No arm is left in the race."
@@ -344,17 +357,6 @@ class Race:
         both: npt.NDArray[np.float64] = np.subtract(self._logs[arm], self._logs[other])
         return both[~np.isnan(both)]
 
-    def _leader(self) -> str | None:
-        living = [arm for arm in self.living if not all(map(math.isnan, self._logs[arm]))]
-        if not living:
-            return next(iter(self.living), None)
-        # A close start, so that the one pass of comparisons begins near its end.
-        best = min(living, key=lambda arm: float(np.nanmedian(self._logs[arm])))
-        for arm in living:
-            if arm != best and self._mean(arm, best) < 0:
-                best = arm
-        return best
-
     def _cut(self) -> None:
         means = {
             arm: float(np.mean(self._logs[arm]))
@@ -376,7 +378,7 @@ class Race:
 
     def _look(self) -> None:
         self._looked = self._blocks
-        leader = self._leader()
+        leader = self.leader
         if leader is None:
             return
         margin = math.log1p(self.protocol.margin)
