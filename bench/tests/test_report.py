@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
 import math
+import re
+from collections.abc import Callable
 from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 
+from bridge import recording
+from bridge.errors import InvalidRecord
 from bridge.record import (
     SCHEMA,
     ArmRecord,
@@ -28,9 +39,16 @@ from bridge.record import (
     SelectionRecord,
     Verdict,
 )
+from bridge_bench.report import calls as calls_file
+from bridge_bench.report import render, wording
+from bridge_bench.report.axis import linear, logarithmic
+from bridge_bench.report.ecdf import tail
+from bridge_bench.report.markup import clean, document, tag
+from bridge_bench.report.plot import shortened, spread
+from bridge_bench.units import duration, percent
 
 LOOKS = (6, 9, 14, 20, 30, 45)
-EVIL = "<script>alert('1')</script>&\"\x00\ud800"
+EVIL = "</style><script>alert('1')</script>&\"\x1b[2J\u202e\ud800"
 
 # Time per call in µs at 1, 16, 128 and 512 rows, and largest error of the outputs.
 ARMS: tuple[tuple[str, tuple[float, ...], float], ...] = (
@@ -172,7 +190,7 @@ def sample(
         ),
         canary=Canary(
             median_s=5.02e-3,
-            times_s=tuple(5e-3 * generator.lognormal(0, 0.012, 45)),
+            times_s=tuple(map(float, 5e-3 * generator.lognormal(0, 0.012, 45))),
             redone=2,
             is_noisy=False,
         ),
@@ -355,3 +373,386 @@ def _fallen(rows: tuple[int, ...]) -> list[ArmRecord]:
             reason="On a CPU inputs are handed over directly anyway.",
         ),
     ]
+
+
+class Page(HTMLParser):
+    """What a page holds: its tags, balanced, its attributes and its text."""
+
+    VOID = frozenset({"meta", "wbr", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.pieces: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.pieces.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.pieces).split())
+
+    def count(self, name: str) -> int:
+        return sum(tag == name for tag, _ in self.tags)
+
+
+def none_left(record: SelectionRecord) -> SelectionRecord:
+    verdicts = tuple(
+        Verdict(rows=one.rows, status="none", winner=None, reason="No arm is left.")
+        for one in record.decision.verdicts
+    )
+    return replace(
+        record,
+        decision=Decision(status="none", summary="All were refused.", verdicts=verdicts),
+        arms=tuple(arm for arm in record.arms if not arm.buckets),
+        canary=None,
+        floor_s=None,
+    )
+
+
+def planned(record: SelectionRecord) -> SelectionRecord:
+    return replace(
+        record,
+        decision=Decision(status="planned", summary="Nothing was measured."),
+        buckets=(),
+        arms=tuple(
+            arm
+            if arm.status == "skipped"
+            else replace(arm, status="planned", buckets=(), agreement=(), load_s=None)
+            for arm in record.arms
+        ),
+        canary=None,
+        floor_s=None,
+        elapsed_s=None,
+        command=(),
+    )
+
+
+def undecided(record: SelectionRecord) -> SelectionRecord:
+    verdicts = tuple(
+        replace(one, status="undecided", regret=0.061) for one in record.decision.verdicts
+    )
+    return replace(record, decision=replace(record.decision, status="undecided", verdicts=verdicts))
+
+
+def bare(record: SelectionRecord) -> SelectionRecord:
+    """Everything that may be empty or ``None`` is."""
+    return replace(
+        record,
+        models=(),
+        command=(),
+        signature={},
+        profile={},
+        batch_axes={},
+        machine={},
+        versions={},
+        variables={},
+        buckets=(),
+        arms=(),
+        decision=Decision(status="none", summary=""),
+        canary=None,
+        floor_s=None,
+        elapsed_s=None,
+        warnings=(),
+    )
+
+
+def hollow(record: SelectionRecord) -> SelectionRecord:
+    """Arms and buckets of which next to nothing is known."""
+    return replace(
+        record,
+        arms=tuple(
+            replace(
+                arm,
+                load_s=None,
+                memory_bytes=None,
+                agreement=tuple(
+                    OutputRecord(output=one.output, passes=False) for one in arm.agreement
+                ),
+                buckets=tuple(
+                    Measurement(rows=one.rows, status="undecided") for one in arm.buckets
+                ),
+            )
+            for arm in record.arms
+        ),
+        decision=replace(
+            record.decision,
+            verdicts=tuple(
+                replace(one, regret=None, default_ratio=None) for one in record.decision.verdicts
+            ),
+        ),
+    )
+
+
+KINDS: dict[str, Callable[[SelectionRecord], SelectionRecord]] = {
+    "decided": lambda record: record,
+    "none": none_left,
+    "planned": planned,
+    "undecided": undecided,
+    "bare": bare,
+    "hollow": hollow,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_record_makes_a_sound_page(kind: str) -> None:
+    record, calls = sample()
+    for times in (calls, None):
+        text = render(KINDS[kind](record), times)
+        page = Page(text)
+        assert page.count("h1") == 1
+        assert page.count("script") == 0
+        assert not re.search(r"(?<![\w-])(nan|NaN|None|null|inf|Infinity)(?![\w-])", page.text)
+        policy = next(found for name, found in page.tags if "http-equiv" in found)
+        assert "default-src 'none'" in str(policy["content"])
+        for _, attributes in page.tags:
+            assert not {"src", "href", "srcset", "data"} & set(attributes)
+            assert not [name for name in attributes if name.startswith("on")]
+            for value in attributes.values():
+                assert "nan" not in str(value).split()
+        assert "url(" not in text
+        assert "@import" not in text
+
+
+def test_a_page_says_what_was_chosen_and_how_sure_that_is() -> None:
+    record, calls = sample()
+    page = Page(render(record, calls))
+    text = page.text
+    assert "Fastest: 4 arms, by rows per call" in text
+    assert "1.20\u00d7" in text
+    assert "as fast as the default (1.19\u00d7 to 1.21\u00d7)" in text
+    assert "No other arm is more than 1.7 % faster (95 % confidence)." in text
+    assert "bridge.load('DIR')" in text
+    assert "257 rows or more" in text
+    assert "0.3 % of the fastest median" in text
+    assert "2 blocks measured again" in text
+    assert "signal 11" in text
+    assert "pip install epsilon" in text
+    assert "bridge select ranker.onnx --batch 1,16,128,512 -o ranker.bridge" in text
+    for title in (
+        "How much slower is each arm?",
+        "Time by rows in a call",
+        "The slow calls",
+        "How the race went",
+        "Error against speed",
+        "The gate: are the answers right?",
+        "Machine and versions",
+    ):
+        assert title in text
+
+
+def test_drawings_are_named_for_those_who_cannot_see_them() -> None:
+    record, calls = sample()
+    page = Page(render(record, calls))
+    drawings = [found for name, found in page.tags if name == "svg" and found.get("role") == "img"]
+    assert len(drawings) > 50
+    assert all(found["aria-label"] for found in drawings)
+    assert "alpha/threads=1: 1.00x" in {found["aria-label"] for found in drawings}
+
+
+def test_whatever_a_record_says_is_escaped() -> None:
+    record, calls = sample(rows=(1, 16))
+    renamed = {arm.id: f"{arm.id}{EVIL}" for arm in record.arms}
+
+    def evil(arm: ArmRecord) -> ArmRecord:
+        return replace(
+            arm,
+            id=renamed[arm.id],
+            reason=EVIL,
+            rule=arm.rule and EVIL,
+            error=arm.error and {"class": EVIL, "message": EVIL, "fix": EVIL},
+            agreement=tuple(
+                replace(one, output=EVIL, passes=False, problem=EVIL) for one in arm.agreement
+            ),
+            buckets=tuple(replace(one, reason=EVIL) for one in arm.buckets),
+        )
+
+    decision = replace(
+        record.decision,
+        summary=EVIL,
+        verdicts=tuple(
+            replace(
+                one,
+                winner=renamed[one.winner or ""],
+                ties=tuple(renamed[tie] for tie in one.ties),
+                ranking=tuple(renamed[arm] for arm in one.ranking),
+                reason=EVIL,
+            )
+            for one in record.decision.verdicts
+        ),
+        routes=tuple(replace(one, arm=renamed[one.arm]) for one in record.decision.routes),
+    )
+    record = replace(
+        record,
+        models=tuple(replace(one, name=EVIL) for one in record.models),
+        command=("bridge", "select", EVIL),
+        signature={"inputs": [{"name": EVIL, "dtype": None, "shape": [EVIL, None]}]},
+        profile={EVIL: {EVIL: [EVIL, None]}},
+        machine={"cpu_model": EVIL, EVIL: EVIL},
+        versions={EVIL: EVIL},
+        variables={EVIL: EVIL},
+        arms=tuple(map(evil, record.arms)),
+        decision=decision,
+        warnings=(EVIL,),
+        attachments={EVIL: EVIL},
+    )
+    named = {
+        f"{renamed[name.partition('|')[0]]}|{name.partition('|')[2]}": times
+        for name, times in calls.items()
+    }
+    text = render(record, named)
+    assert "<script" not in text
+    assert text.count("</style>") == 1
+    assert not re.search(
+        "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text
+    )
+    text.encode("utf-8")
+    page = Page(text)
+    assert page.count("script") == 0
+    assert page.text.count("alert('1')") > 100
+
+
+def test_many_arms_and_buckets_stay_a_page_that_opens() -> None:
+    record, calls = sample(rows=(1, 4, 16, 64, 256, 1024), arms=48)
+    text = render(record, calls)
+    assert len(text) < 2_000_000
+    assert Page(text).count("details") > 6
+
+
+def test_one_arm_in_one_bucket() -> None:
+    record, calls = sample(rows=(16,), arms=1)
+    text = Page(render(record, calls)).text
+    assert "Fastest: alpha" in text
+    assert "It is the only arm that could be measured." in text
+
+
+def test_equal_records_make_equal_pages() -> None:
+    record, calls = sample()
+    assert render(record, calls) == render(*sample())
+
+
+def test_the_tail_counts_the_calls_that_took_longer() -> None:
+    points = tail(np.arange(1, 1001) * 1000, points=40)
+    assert points[0] == pytest.approx((1e-6, 1.0))
+    assert points[-1] == pytest.approx((1e-3, 1e-3))
+    for time, share in points:
+        assert share == pytest.approx(1 - (time * 1e6 - 1) / 1000)
+    assert [share for _, share in points] == sorted((s for _, s in points), reverse=True)
+    assert tail(np.empty(0)) == []
+    assert tail(np.array([7])) == [pytest.approx((7e-9, 1.0))]
+
+
+def test_axes_hold_their_values_and_have_round_ticks() -> None:
+    axis = logarithmic([3e-6, 4e-1], duration)
+    assert axis.place(3e-6) > 0
+    assert axis.place(4e-1) < 1
+    assert 2 <= len(axis.ticks) <= 6
+    assert axis.place(0) == 0
+    assert axis.place(9) == 1
+    narrow = logarithmic([1.0, 1.3], str, ticks=7)
+    assert narrow.ticks[0] == pytest.approx(1.0)
+    assert 3 <= len(narrow.ticks) <= 8
+    assert len(logarithmic([], str).ticks) >= 2
+    assert linear(0, 45, str).ticks == (0, 10, 20, 30, 40)
+    assert linear(3, 3, str).place(3) == 0.5
+
+
+def test_labels_do_not_overlap_and_keep_their_order() -> None:
+    wanted = [100.0, 101.0, 99.0, 5.0, 300.0]
+    placed = spread(wanted, low=6, high=290)
+    order = sorted(range(5), key=lambda index: wanted[index])
+    heights = [placed[index] for index in order]
+    assert all(later - earlier >= 14.99 for earlier, later in pairwise(heights))
+    assert heights[0] >= 6
+    assert heights[-1] <= 290
+    crowded = spread([10.0] * 30, low=0, high=100)
+    assert len(set(crowded)) == 30
+    assert max(crowded) <= 100.001
+    assert shortened("short") == "short"
+    assert len(shortened("x" * 90)) == 36
+
+
+def test_markup() -> None:
+    evil = document(tag("p", "<b>&", title='"><script>'))
+    assert evil == '<!DOCTYPE html>\n<p title="&quot;&gt;&lt;script&gt;">&lt;b&gt;&amp;</p>\n'
+    assert clean("a\x00b\u202ec\ud800") == "a\ufffdb\ufffdc?"
+    made = tag("p", "a", None, tag("b", "c"), "d", class_="e", data_f=None)
+    assert document(made) == '<!DOCTYPE html>\n<p class="e">a<b>c</b>d</p>\n'
+
+
+def test_wording() -> None:
+    record, _ = sample()
+    first, second = record.decision.verdicts[:2]
+    assert wording.sureness(record, first) == "Every other arm is slower (95 % confidence)."
+    assert wording.gain(record, first) == "1.20x as fast as the default (1.19x to 1.21x)."
+    assert wording.gain(record, second) == "It is the default."
+    level = replace(first, default_ratio=Interval(value=1.004, low=0.99, high=1.02))
+    assert "as far as known" in wording.gain(record, level)
+    assert wording.tally(record).startswith("26: 1 won, 5 tied")
+    assert wording.headline(planned(record)) == "Plan: 19 arms to measure"
+    assert wording.headline(none_left(record)) == "No arm may serve this model"
+    assert wording.headline(undecided(record)).startswith("Undecided; ahead so far")
+    throughput = replace(record, limits=Limits(objective="throughput"))
+    assert wording.headline(throughput).startswith("Highest throughput")
+    trusted = replace(record, models=tuple(replace(one, trust=True) for one in record.models))
+    assert "trust=True" in wording.load_code(trusted, Path("DIR"))[1]
+    assert wording.load_code(none_left(record), None) == []
+    assert [percent(one) for one in (0.5, 0.017, 0.1, 1e-4, 0, None)] == [
+        "50 %", "1.7 %", "10 %", "0.01 %", "0 %", "-",
+    ]  # fmt: skip
+
+
+def write(record: SelectionRecord, content: bytes, folder: Path) -> SelectionRecord:
+    """The record, read from a folder with this ``calls.npz``."""
+    digest = hashlib.sha256(content).hexdigest()
+    record = replace(record, attachments={calls_file.NAME: digest})
+    (folder / "record.json").write_text(json.dumps(recording.to_document(record)))
+    (folder / calls_file.NAME).write_bytes(content)
+    return recording.read(folder)
+
+
+def archive(**arrays: Any) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+def test_calls_are_read_from_beside_the_record(tmp_path: Path) -> None:
+    record, calls = sample(rows=(16,), arms=3)
+    assert calls_file.read(record) is None
+    found = calls_file.read(write(record, archive(**calls), tmp_path))
+    assert found is not None
+    assert {name: times.tolist() for name, times in found.items()} == {
+        name: times.tolist() for name, times in calls.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"no archive",
+        archive(x=np.array([{}], object)),
+        archive(x=np.ones(3)),
+        archive(x=np.ones((3, 3), np.int64)),
+        archive(**{"alpha|16": np.arange(9)})[:-40],
+    ],
+    ids=["empty", "text", "pickle", "floats", "axes", "truncated"],
+)
+def test_calls_that_are_none_are_refused(content: bytes, tmp_path: Path) -> None:
+    record, _ = sample(rows=(16,), arms=1)
+    with pytest.raises(InvalidRecord, match="calls.npz"):
+        calls_file.read(write(record, content, tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping
@@ -20,6 +21,8 @@ __all__ = [
 ]
 
 Element = ET.Element
+
+_VOID = frozenset({"meta", "wbr"})  # have no end tag
 
 
 def tag(name: str, /, *children: Element | str | None, **attributes: object) -> Element:
@@ -57,8 +60,27 @@ def clean(text: str) -> str:
 
 
 def document(root: Element) -> str:
-    """The text of a whole document."""
-    return "<!DOCTYPE html>\n" + ET.tostring(root, encoding="unicode", method="html") + "\n"
+    """The text of a whole document; what was put into elements is escaped, in attributes too."""
+    pieces = ["<!DOCTYPE html>\n"]
+    _write(root, pieces)
+    return "".join(pieces) + "\n"
+
+
+def _write(element: Element, pieces: list[str]) -> None:
+    """Appends the text of an element and of what follows it.
+
+    The standard library's writer leaves ``<`` in attributes as it is; that is sound HTML, but
+    not for whoever searches a page for tags.
+    """
+    attributes = "".join(f' {key}="{html.escape(text)}"' for key, text in element.items())
+    pieces.append(f"<{element.tag}{attributes}>")
+    if element.tag not in _VOID:
+        text = element.text or ""
+        pieces.append(text if element.tag == "style" else html.escape(text, quote=False))
+        for child in element:
+            _write(child, pieces)
+        pieces.append(f"</{element.tag}>")
+    pieces.append(html.escape(element.tail or "", quote=False))
 
 
 def section(title: str, *parts: Element | str | None, lead: str = "") -> Element:

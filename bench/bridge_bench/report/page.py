@@ -1,7 +1,7 @@
 """The page: a selection record as one HTML document that needs nothing else.
 
-It is a tree of elements that the standard library writes out, so that whatever a record
-says is escaped. It holds no script, and its content policy allows none; it refers to
+It is a tree of elements, escaped as it is written, so that nothing that a record says is
+taken for markup. It holds no script, and its content policy allows none; it refers to
 nothing outside itself.
 """
 
@@ -69,5 +69,5 @@ def _head(record: SelectionRecord) -> Element:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
         tag("title", f"Selection for {name}"),
-        tag("style", style),  # the serialiser leaves its text as it is
+        tag("style", style),  # written as it is
     )
