@@ -309,10 +309,14 @@ def _may_have_others(backend: Backend, wanted: tuple[Device, ...] | None) -> boo
         return False
     if "cpu" not in backend.device_kinds or wanted is not None:
         return True
-    has_cuda = len(driver_devices()) > 1 or Path("/dev/nvidiactl").exists()
-    return ("cuda" in kinds and has_cuda) or (
-        bool(kinds & {"gpu", "npu"}) and any(path.exists() for path in _OTHER_DEVICES)
-    )
+    return any(_may_have(kind) for kind in kinds)
+
+
+def _may_have(kind: str) -> bool:
+    """Whether the machine may have a device of this kind, as far as its files tell."""
+    if kind == "cuda":
+        return len(driver_devices()) > 1 or Path("/dev/nvidiactl").exists()
+    return kind in ("gpu", "npu") and any(path.exists() for path in _OTHER_DEVICES)
 
 
 def _runs_on(model: ModelRef, kind: str) -> bool:

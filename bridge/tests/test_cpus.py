@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.cpus import usable_cpus
+from bridge.cpus import cpu_flags, usable_cpus
 
 V2_MOUNT = "31 23 0:28 {root} {point} rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate"
 V1_MOUNT = "32 31 0:29 {root} {point} rw,relatime - cgroup cgroup rw,cpu,cpuacct"
@@ -190,3 +190,13 @@ def test_odd_cgroup_files_limit_nothing(tmp_path: Path, text: str) -> None:
     (root / "proc/self/cgroup").write_text(text)
     (root / "proc/self/mountinfo").write_text("x - cgroup2\n\n - cgroup\n1 2 3\n")
     assert usable_cpus(root) == 8
+
+
+def test_flags_are_those_of_the_first_cpu(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    info = tmp_path / "proc/cpuinfo"
+    assert cpu_flags(tmp_path) == frozenset()
+    info.write_text("processor\t: 0\nflags\t\t: fpu avx2\n\nprocessor\t: 1\nflags\t\t: fpu\n")
+    assert cpu_flags(tmp_path) == {"fpu", "avx2"}
+    info.write_text("processor\t: 0\nFeatures\t: fp asimdhp\n")
+    assert cpu_flags(tmp_path) == {"fp", "asimdhp"}

@@ -8,6 +8,7 @@ import pytest
 
 from bridge import Options, option
 from bridge.errors import OptionError
+from bridge.options import TIERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +17,7 @@ class Settings(Options):
     level: str = option("all", help="Level.", choices=("none", "all"))
     arena: bool = option(True, help="Use an arena.")
     share: float = option(0.5, help="Share.", minimum=0, maximum=1)
-    folder: Path | None = option(None, help="Folder.")
+    folder: Path | None = option(None, help="Folder.", process_wide=True)
     passes: tuple[str, ...] = option((), help="Passes.")
 
     def check(self) -> None:
@@ -94,3 +95,21 @@ def test_options_of_another_kind_are_refused(given: Any) -> None:
 def test_nan_passes_no_bounds(share: Any) -> None:
     with pytest.raises(OptionError, match="'share' wants a number"):
         Settings.make({"share": share})
+
+
+def test_what_options_say_of_themselves() -> None:
+    made = Settings()
+    assert (made.tier, made.prepares, made.effective()) == ("strict", False, made)
+    assert made.tier in TIERS
+    assert made.process_key() == Settings(threads=2).process_key() == ""
+    assert Settings(threads=2, folder=Path("/x")).process_key() == "folder=/x"
+    assert [field.name for field in Settings.describe() if field.process_wide] == ["folder"]
+
+
+def test_a_conflict_has_a_rule() -> None:
+    with pytest.raises(OptionError) as caught:
+        Settings(level="none", passes=("a",))
+    assert caught.value.detail["rule"] == "illegal"
+    with pytest.raises(OptionError) as caught:
+        Settings(threads=0)
+    assert "rule" not in caught.value.detail
