@@ -6,6 +6,7 @@ Nothing of it can be left behind: the file goes when the last descriptor and map
 from __future__ import annotations
 
 import fcntl
+import math
 import mmap
 import os
 from typing import Any
@@ -50,17 +51,22 @@ class Block:
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         return cls(file)
 
-    def reserve(self, size_bytes: int) -> None:
+    def reserve(self, size_bytes: int) -> bool:
         """Makes it at least this long; for the side that writes.
 
+        Returns:
+            Whether it was mapped anew. Arrays made before stay valid, and with them the
+            earlier mapping (and a descriptor), so that they had better be made anew too.
+
         Raises:
-            OutOfMemory: The system does not let it grow; it stays as it was.
+            OutOfMemory: The system does not let it grow; it can be used as before.
         """
         if size_bytes <= self._size:
-            return
-        size = max(size_bytes, 2 * self._size, _MIN_BYTES)
+            return False
+        size = self._rounded(size_bytes)
         try:
-            os.ftruncate(self.file, size)
+            if os.fstat(self.file).st_size < size:
+                os.ftruncate(self.file, size)
             self._see(size)
         except (OSError, ValueError, OverflowError) as error:
             raise OutOfMemory(
@@ -68,6 +74,7 @@ class Block:
                 fix="Use smaller batches.",
                 size_bytes=size,
             ) from error
+        return True
 
     def array(self, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
         """An array in it; it stays valid whatever this object does later.
@@ -76,12 +83,11 @@ class Block:
             ValueError, TypeError: It lies outside of the file.
             OSError: The system does not map it.
         """
-        size = dtype.itemsize
-        for length in shape:
-            size *= length
-        if offset < 0 or offset + size > self._size:
-            self._see(os.fstat(self.file).st_size)
-        # Earlier arrays keep the earlier mapping, which is of the same memory.
+        if offset < 0 or any(length < 0 for length in shape):  # numpy would not notice
+            raise ValueError(f"there is no array of shape {shape} at {offset}.")
+        end = offset + math.prod(shape) * dtype.itemsize
+        if end > self._size:
+            self._see(min(self._rounded(end), os.fstat(self.file).st_size))
         return np.ndarray(shape, dtype, self._map, offset)
 
     def close(self) -> None:
@@ -89,6 +95,10 @@ class Block:
         if self.file >= 0:
             os.close(self.file)
         self.file, self._map = -1, None
+
+    def _rounded(self, size_bytes: int) -> int:
+        """So that growing little by little maps only now and then."""
+        return max(size_bytes, 2 * self._size, _MIN_BYTES)
 
     def _see(self, size: int) -> None:
         self._map = mmap.mmap(self.file, size) if size else None

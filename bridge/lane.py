@@ -11,11 +11,14 @@ One header is: what it is, the number of a plan, and how many bytes follow.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import os
 import select
 import struct
+import sys
+import termios
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -68,6 +71,8 @@ class Lane:
             OSError: The process has no file descriptors left.
         """
         self.is_idle = True
+        self._plans: dict[Any, _Plan | None] = {}
+        self._known: dict[int, _Views] = {}
         self._is_running = is_running
         self._files: list[int] = []
         self._blocks: list[Block] = []
@@ -87,8 +92,6 @@ class Lane:
         self._readable.register(self._answers, select.POLLIN)
         self._writable = select.poll()
         self._writable.register(self._requests, select.POLLOUT)
-        self._plans: dict[Any, _Plan | None] = {}
-        self._known: dict[int, _Views] = {}
 
     @property
     def descriptors(self) -> list[int]:
@@ -109,6 +112,7 @@ class Lane:
 
         Raises:
             TimeoutError: The child did not answer within ``timeout_s``.
+            BrokenPipeError: The child is gone, and never took the call up.
             EOFError, OSError: The child is gone.
             BridgeError: What the child answered, or what cannot be sent.
         """
@@ -126,10 +130,18 @@ class Lane:
             data = plan.definition or plan.header
         self.is_idle = False
         self._write(data, deadline)
-        kind, number, length = _HEADER.unpack(self._read(_HEADER.size, deadline))
+        try:
+            header = self._read(_HEADER.size, deadline)
+        except EOFError:
+            if self._unread() == len(data):
+                raise BrokenPipeError("the child never read the call.") from None
+            raise
+        kind, number, length = _HEADER.unpack(header)
         body = self._read(length, deadline) if length else b""
         if kind == _PLANNED:
             if body:
+                if number == 0:
+                    self._known.clear()  # the child has begun anew
                 self._known[number] = _views(json.loads(body), self._outputs)
             if plan is not None:
                 plan.definition = b""
@@ -148,6 +160,7 @@ class Lane:
             with contextlib.suppress(OSError):
                 os.close(file)
         self._files = []
+        self._plans, self._known = {}, {}
         for block in self._blocks:
             block.close()
 
@@ -163,9 +176,10 @@ class Lane:
             self._plans.clear()
         plan = None
         if not any(array.dtype.hasobject for array in inputs.values()):
-            number = len(self._plans)
             items, size = _laid_out(inputs)
-            self._inputs.reserve(size)
+            if self._inputs.reserve(size):
+                self._plans.clear()
+            number = len(self._plans)  # 0 makes the child forget the others
             definition = json.dumps({"arrays": items, "outputs": list(outputs)}).encode()
             plan = _Plan(
                 list(_views({"arrays": items}, self._inputs).items()),
@@ -201,6 +215,12 @@ class Lane:
         if not data:
             raise EOFError("the child closed the pipe.")
         return b"".join(pieces)
+
+    def _unread(self) -> int:
+        """Bytes of requests that the child has not read."""
+        count = bytearray(4)
+        fcntl.ioctl(self._requests, termios.FIONREAD, count)
+        return int.from_bytes(count, sys.byteorder)
 
     def _wait(self, poller: select.poll, deadline: float) -> None:
         # In short turns, not until the deadline: a signal that arrives just before a
@@ -242,6 +262,8 @@ def serve(
                     names = fields["outputs"]
                 else:
                     if body:
+                        if number == 0:
+                            plans.clear()
                         plan = json.loads(body)
                         plans[number] = _read_only(_views(plan, inputs)), plan["outputs"]
                     arrays, names = plans[number]
@@ -273,9 +295,10 @@ def _reply(results: Arrays, block: Block, known: dict[Any, tuple[bytes, _Views]]
         return _packed(_MESSAGE, {}, results)
     if len(known) >= _MAX_PLANS:
         known.clear()
-    number = len(known)
     items, size = _laid_out(results)
-    block.reserve(size)
+    if block.reserve(size):
+        known.clear()
+    number = len(known)  # 0 makes the parent forget the others
     views = _views({"arrays": items}, block)
     for name, view in views.items():
         np.copyto(view, results[name])

@@ -36,7 +36,6 @@ class _Shift:
     def __init__(self, worker: Worker, loaded: Loaded, lanes: int) -> None:
         self.worker = worker
         self.loaded = loaded
-        self.began = monotonic()
         self.end: WorkerDied | None = None
         # The last in is the first out, so that one caller alone keeps to one lane, whose
         # memory is in the cache. None is a lane that was not needed yet.
@@ -104,10 +103,13 @@ class _Shift:
         with self._changed:
             self._changed.notify_all()
 
-    def close(self) -> None:
-        """Ends the process politely; no call may be running."""
+    def close(self, *, politely: bool) -> None:
+        """Ends the process; no call may be running."""
         self._clear()
-        self.worker.close()
+        if politely:
+            self.worker.close()
+        else:
+            self.worker.kill()
 
     def _opened(self, timeout_s: float) -> Lane | None:
         try:
@@ -215,12 +217,12 @@ class Supervisor:
     def close(self) -> None:
         """Ends the child politely; no call may be running."""
         if os.getpid() == self._owner:
-            self._shift.close()
+            self._shift.close(politely=True)
 
     def kill(self) -> None:
         """Ends the child at once; for when nobody is left to wait for it."""
         if os.getpid() == self._owner:
-            self._shift.worker.kill()
+            self._shift.close(politely=False)
 
     def _restart(self, ended: _Shift) -> None:
         with self._starting:
@@ -255,11 +257,10 @@ class Supervisor:
             sleep(min(left, _WATCH_S))
 
     def _begun(self) -> _Shift:
-        began = monotonic()
         try:
             worker, loaded = self._start()
         except WorkerDied as error:
-            self._count(error, began)
+            self._count(error)
             raise
         return _Shift(worker, loaded, self._lanes(loaded))
 
@@ -267,7 +268,7 @@ class Supervisor:
         with self._ending:
             if shift.end is None:
                 error = shift.worker.died()
-                self._count(error, shift.began)
+                self._count(error)
                 shift.finish(error)
         return _again(shift.end)
 
@@ -286,9 +287,10 @@ class Supervisor:
             )
         return late
 
-    def _count(self, error: WorkerDied, began: float) -> None:
+    def _count(self, error: WorkerDied) -> None:
         now = monotonic()
-        self._streak = self._streak + 1 if now - began < _CRASH_WINDOW_S else 1
+        is_soon = bool(self._crashes) and now - self._crashes[-1] < _CRASH_WINDOW_S
+        self._streak = self._streak + 1 if is_soon else 1
         self._crashes.append(now)
         self._last = error
 
