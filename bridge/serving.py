@@ -263,7 +263,8 @@ def _renamed(record: SelectionRecord, arm: ArmRecord, predictor: Predictor) -> P
     needed = {arm.inputs.get(spec.name, spec.name) for spec in predictor.signature.required}
     outputs = {arm.outputs.get(name, name) for name in signature.output_names}
     if (
-        not {spec.name for spec in signature.required} <= ours
+        not {*arm.inputs} <= {*predictor.signature.input_names}
+        or not {spec.name for spec in signature.required} <= ours
         or not needed <= {*signature.input_names}
         or not outputs <= {*predictor.signature.output_names}
     ):
