@@ -45,7 +45,7 @@ class Yardstick:
         """Makes the inputs and has the reference answer them.
 
         Raises:
-            InputError: Inputs cannot be made, or samples or expected outputs do not fit.
+            InputError: Inputs cannot be made, or samples, labels or expected outputs do not fit.
             OptionError: Batches were asked for of a model without rows.
             BridgeError: The reference fails on other inputs than an edge.
         """
@@ -74,6 +74,17 @@ class Yardstick:
         for key, one in gate_inputs(profile, signature, sizes):
             if key.startswith(_EDGE):
                 found._ask(crew, entrant, key, one)
+        if request.gate.metrics:
+            # Labels or samples of which metrics cannot be computed are no arm's failure.
+            names = {name: name for name in found.answers[0]}
+            request.gate.check(
+                found.answers,
+                found.answers,
+                names,
+                tier="strict",
+                labels=request.labels,
+                scored=found.samples or None,
+            )
         return found
 
     def _ask(self, crew: Crew, entrant: Entrant, key: str, inputs: Arrays) -> None:
