@@ -30,7 +30,7 @@ from bridge import machine
 from bridge.errors import MeasureError, OptionError
 from bridge.record import ArmRecord, Interval, Measurement, Route, SelectionRecord
 from bridge_bench.report.calls import Calls, key
-from bridge_bench.stats import MIN_P99_SAMPLES, bootstrap_median, percentile
+from bridge_bench.stats import bootstrap_median, percentile, percentile_upper, samples_needed
 from bridge_bench.units import count
 
 __all__ = ["METRICS", "Change", "RecordComparison", "compare_records", "parse_limits"]
@@ -304,28 +304,42 @@ def _sample(one: Measurement, metric: str, side: _Side, arm: str, draw: _Draw) -
     times = None if side.calls is None else side.calls.get(key(arm, one.rows))
     if times is None:
         return "the record does not hold the times of its calls"
-    if times.size < MIN_P99_SAMPLES:
-        return f"it has {count(times.size, 'call')}, and a 99th percentile takes {MIN_P99_SAMPLES}"
-    return _p99(times.astype(float) * 1e-9, len(blocks), min(draw.resamples, _P99_RESAMPLES), seed)
+    seconds = times.astype(float) * 1e-9
+    found = _p99(seconds, len(blocks), min(draw.resamples, _P99_RESAMPLES), seed)
+    if found is None:
+        needed = samples_needed(0.99, 0, 0.975)
+        return f"it has {count(times.size, 'call')}, and an interval of p99 takes {needed}"
+    return found
 
 
-def _p99(seconds: npt.NDArray[np.float64], blocks: int, resamples: int, seed: int) -> Interval:
-    """The 99th percentile of calls, and its bootstrap interval over runs of blocks.
+def _p99(
+    seconds: npt.NDArray[np.float64], blocks: int, resamples: int, seed: int
+) -> Interval | None:
+    """The 99th percentile of calls with its interval; ``None`` where the calls are too few.
+
+    Of two intervals the wider ends: by the binomial rule, which is exact for calls that do
+    not depend on each other, and by a bootstrap over runs of blocks, which is too narrow so
+    far out in the tail, but knows that calls of a block are alike.
 
     Source: Kuensch, Annals of Statistics 17 (1989): runs as long as the cube root of their
     number.
     """
+    from scipy.stats import binom
+
+    upper = percentile_upper(seconds, 0.99, 0.975)
+    if upper is None:
+        return None
+    lower = float(np.sort(seconds)[max(0, int(binom.ppf(0.025, seconds.size, 0.99)) - 1)])
     pieces = np.array_split(seconds, blocks)  # calls are in order, so these are the blocks
     length = math.ceil(blocks ** (1 / 3))
     generator = np.random.default_rng(seed)
     starts = generator.integers(blocks, size=(resamples, math.ceil(blocks / length)))
     picks = ((starts[:, :, None] + np.arange(length)) % blocks).reshape(resamples, -1)[:, :blocks]
     drawn = [percentile(np.concatenate([pieces[pick] for pick in row]), 0.99) for row in picks]
-    value = percentile(seconds, 0.99)
     return Interval(
-        value=value,
-        low=min(value, percentile(drawn, 0.025)),
-        high=max(value, percentile(drawn, 0.975)),
+        value=percentile(seconds, 0.99),
+        low=min(lower, percentile(drawn, 0.025)),
+        high=max(upper, percentile(drawn, 0.975)),
     )
 
 
