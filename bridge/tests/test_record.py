@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import importlib.util
 import json
 import os
 import random
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jsonschema
 import pytest
 
 import bridge
@@ -174,6 +176,38 @@ def open_format() -> bridge.Format:
     made = bridge.Format()
     made.name, made.title, made.native_backend, made.suffixes = "tiny", "Tiny", "tiny", (".tiny",)
     return made
+
+
+# Its schema
+
+
+def schema() -> dict[str, Any]:
+    spec = importlib.util.find_spec("bridge_cli")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    place = Path(spec.submodule_search_locations[0]) / "schemas/select.schema.json"
+    found = json.loads(place.read_text(encoding="utf-8"))
+    assert isinstance(found, dict)
+    return found
+
+
+def test_documents_fit_the_schema(folder: Path) -> None:
+    found = json.loads((folder / "record.json").read_bytes())
+    judge = jsonschema.Draft202012Validator(schema())
+    judge.validate(found)
+    found["decision"]["routes"][0]["arm"] = 3
+    assert not judge.is_valid(found)
+
+
+def test_the_schema_has_every_field(record: SelectionRecord) -> None:
+    known = schema()
+    for kind in vars(bridge.record).values():
+        if not (dataclasses.is_dataclass(kind) and isinstance(kind, type)):
+            continue
+        name = kind.__name__
+        part = known if kind is SelectionRecord else known["$defs"][name[0].lower() + name[1:]]
+        fields = {item.name for item in dataclasses.fields(kind)} - {"folder"}
+        assert set(part["properties"]) - {"checksum"} == fields, name
 
 
 # What is damaged or strange
