@@ -392,6 +392,11 @@ def _kept(one: MetricRecord) -> str:
 
 def _heads(rule: MetricRule, outputs: Arrays, labels: Mapping[str, Any]) -> list[str]:
     """The outputs that a rule is about."""
+    if rule.needs_labels and not labels:
+        raise InputError(
+            f"the metric {rule} needs labels, and there are none.",
+            fix="Pass labels, one for each row of the samples.",
+        )
     if rule.output is not None:
         if rule.output not in outputs:
             raise InputError(

@@ -258,7 +258,7 @@ def test_one_array_of_labels_is_for_one_head() -> None:
     ("text", "labels", "said"),
     [
         ("auc:output=clik", {"": 0}, "Did you mean 'click'"),
-        ("auc", {}, "there are labels for: no output"),
+        ("auc", {}, "needs labels, and there are none"),
         ("auc", {"a": 0, "b": 0}, "there are labels for: a, b"),
         ("auc:labels=y", {"x": 0}, "needs labels 'y'"),
         ("auc:output=click", {"a": 0, "b": 0}, "needs labels 'click'"),
