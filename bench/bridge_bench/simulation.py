@@ -362,22 +362,27 @@ def tables(scale: float = 1.0) -> Iterator[tuple[str, list[Row], tuple[str, ...]
         ("near", "regret", "settled", "cost", "bound_holds"),
     )
     launches = Noise(drift=0.05, slices=0.03, bias=0.01)
-    yield (
-        "24 arms, five of them within 5 %",
-        [
-            many(
-                str(noise),
-                runs(150),
-                lambda seed, noise=noise: (  # type: ignore[misc]
-                    (ratios := field(seed)),
-                    Slices(ratios, noise, seed),
-                    None,
-                ),
-            )
-            for noise in (*NOISES, launches)
-        ],
-        usual,
-    )
+    for title, max_blocks, noises in (
+        ("24 arms, five of them within 5 %", None, (*NOISES, launches)),
+        ("The same, ended by a budget of 5 blocks", 5, NOISES),
+    ):
+        yield (
+            title,
+            [
+                many(
+                    str(noise),
+                    runs(150),
+                    lambda seed, noise=noise: (  # type: ignore[misc]
+                        (ratios := field(seed)),
+                        Slices(ratios, noise, seed),
+                        None,
+                    ),
+                    max_blocks=max_blocks,
+                )
+                for noise in noises
+            ],
+            usual,
+        )
     for title, is_interleaved, share in (
         ("24 arms, 45 slices of each in blocks, no race", True, 1.0),
         ("24 arms, 45 slices of each, one arm after the other", False, 1.0),

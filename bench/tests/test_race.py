@@ -424,10 +424,10 @@ def test_a_budget_of_blocks_ends_a_simulated_race() -> None:
 def test_the_simulation_prints_its_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--scale", "0.005"]) == 0
     text = capsys.readouterr().out
-    assert text.count("### ") == 10
+    assert text.count("### ") == 11
     assert "| 5 % / 3 % |" in text
     assert "wander 1 %" in text
     assert main(["--scale", "0.005", "--json"]) == 0
     tables = json.loads(capsys.readouterr().out)["tables"]
-    assert len(tables) == 10
+    assert len(tables) == 11
     assert {"setting", "runs", "near", "regret", "cost"} <= set(tables[0]["rows"][0])
