@@ -57,7 +57,8 @@ class ModelRecord:
         format: Name of the format.
         path: Where it is, relative to the record's folder, with ``/``; ``None`` if it was
             not copied (no arm that serves needs it).
-        digest: ``ModelRef.digest``: SHA-256 over all its files, external data included.
+        digest: ``ModelRef.digest``: SHA-256 over all its files, external data included;
+            empty for a live object.
         size_bytes: Size of all its files.
         signature_key: The signature chosen, for formats with several.
         declared: ``Signature.to_dict()`` that the caller stated, for formats that hold none.
@@ -274,7 +275,8 @@ class GateRecord:
 
     Attributes:
         tier: Most reduced precision that was admitted: ``strict``, ``half`` or ``int8``.
-        reference: Id of the reference arm, or ``arrays`` for the caller's own outputs.
+        reference: Id of the reference arm, ``arrays`` for the caller's own outputs, or
+            empty where there is none.
         tolerances: ``{tier: {"atol": ..., "rtol": ..., "min_cosine": ... or None}}``.
         metrics: The metric rules as JSON, such as ``{"metric": "auc", "max_drop": 0.0005}``.
     """
@@ -301,6 +303,8 @@ class Protocol:
     variants: int = 4
     budget_s: float = 120.0
     prepare_budget_s: float = 300.0
+    load_timeout_s: float = 60.0
+    call_timeout_s: float = 60.0
     bootstrap: int = 2000
     canary_tolerance: float = 0.1
     canary_redo_share: float = 0.2

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from bridge.errors import BridgeError
 from bridge.record import Confirmation, Verdict
-from bridge_bench.crew import Crew
 from bridge_bench.entrant import Entrant
 from bridge_bench.race import duel
 from bridge_bench.stats import median
@@ -143,7 +142,7 @@ def rematch(
     """
     found: dict[int, tuple[list[float], list[float]]] = {}
     copies = {one.id: replace(one, trials={}) for one in arms}
-    with Crew(request.models) as crew:
+    with request.crew() as crew:
         for one in copies.values():
             crew.load(one, timeout_s=request.protocol.prepare_budget_s)
         fresh = [Heat(heat.rows, heat.variants) for heat in heats]

@@ -23,8 +23,6 @@ from bridge_bench.entrant import Entrant
 
 __all__ = ["Crew"]
 
-CALL_TIMEOUT_S = 60.0
-
 
 class Crew:
     """Loads arms into workers and gives them turns.
@@ -32,10 +30,18 @@ class Crew:
     Args:
         models: Models by index, as the arms name them.
         load_timeout_s: Longest time that loading an arm may take.
+        call_timeout_s: Longest time that a call may take.
     """
 
-    def __init__(self, models: Sequence[ModelRef], *, load_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        models: Sequence[ModelRef],
+        *,
+        load_timeout_s: float = 60.0,
+        call_timeout_s: float = 60.0,
+    ) -> None:
         self._models = models
+        self._call_timeout_s = call_timeout_s
         self._load_timeout_s = load_timeout_s
         self._workers: dict[str, Worker] = {}
         self._runtime_bytes: dict[str, int] = {}
@@ -74,11 +80,15 @@ class Crew:
             self._end(key)
 
     def predict(
-        self, entrant: Entrant, inputs: Mapping[str, object], *, timeout_s: float = CALL_TIMEOUT_S
+        self, entrant: Entrant, inputs: Mapping[str, object], *, timeout_s: float | None = None
     ) -> tuple[Arrays, float]:
         """One call by the record's input names: outputs by the arm's own names, and seconds."""
         with self._turn(entrant) as worker:
-            return worker.predict(_renamed(entrant, inputs), slot=entrant.slot, timeout_s=timeout_s)
+            return worker.predict(
+                _renamed(entrant, inputs),
+                slot=entrant.slot,
+                timeout_s=timeout_s or self._call_timeout_s,
+            )
 
     def keep(self, name: str, variants: Sequence[Arrays]) -> None:
         """Names a set of inputs (by the record's names) that ``measure`` uses in turn."""
@@ -95,7 +105,7 @@ class Crew:
         discard: int = 2,
         callers: int = 1,
         split: tuple[int, Mapping[str, int], Mapping[str, int]] | None = None,
-        timeout_s: float = CALL_TIMEOUT_S,
+        timeout_s: float | None = None,
     ) -> Slice:
         """Times calls of an arm on a kept set of inputs; see ``Worker.measure``."""
         with self._turn(entrant) as worker:
@@ -113,7 +123,7 @@ class Crew:
                 output_batch_axes={
                     entrant.outputs.get(one, one): axis for one, axis in outputs.items()
                 },
-                timeout_s=timeout_s,
+                timeout_s=timeout_s or self._call_timeout_s,
             )
 
     def floor_s(self, calls: int = 2000) -> float:
@@ -146,9 +156,13 @@ class Crew:
             if worker is None:
                 if not reload:
                     raise WorkerDied("the worker is gone.", fix="Load the arm again.")
-                worker = self._revive(entrant, key)
+                # A fresh one; the others are loaded into it when they have their turn.
+                worker = self._worker(entrant, key)
             else:
                 worker.resume()
+            if reload and entrant.slot not in self._loaded.setdefault(key, {}):
+                self._load_into(worker, entrant, self._load_timeout_s)
+                self._loaded[key][entrant.slot] = entrant
             yield worker
             worker.pause()
 
@@ -158,7 +172,6 @@ class Crew:
             yield
         except (WorkerDied, PredictTimeout):
             # The worker is gone; the others of this key come back when they have a turn.
-            self._loaded.get(key, {}).pop(entrant.slot, None)
             self._end(key)
             raise
         except BridgeError:
@@ -183,13 +196,6 @@ class Crew:
             raise
         self._workers[key] = worker
         self._kept[worker] = set()
-        return worker
-
-    def _revive(self, entrant: Entrant, key: str) -> Worker:
-        """A fresh worker with this arm and its neighbours."""
-        worker = self._worker(entrant, key)
-        for other in list(self._loaded.get(key, {}).values()):
-            self._load_into(worker, other, self._load_timeout_s)
         return worker
 
     def _load_into(self, worker: Worker, entrant: Entrant, timeout_s: float) -> Signature:
@@ -223,6 +229,7 @@ class Crew:
         return key
 
     def _end(self, key: str) -> None:
+        self._loaded.pop(key, None)
         worker = self._workers.pop(key, None)
         if worker is not None:
             self._kept.pop(worker, None)

@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 import bridge
 from bridge import machine, recording
-from bridge.errors import StaleRecord
 from bridge.model import ModelRef
 from bridge.record import (
     SCHEMA,
@@ -30,8 +29,7 @@ from bridge.record import (
 from bridge.signature import Signature
 from bridge_bench import decision, summary
 from bridge_bench.canary import CanaryBird
-from bridge_bench.entrant import Entrant, Trial
-from bridge_bench.race import Race
+from bridge_bench.entrant import Entrant
 from bridge_bench.stats import (
     MIN_P99_SAMPLES,
     bootstrap_median,
@@ -45,9 +43,10 @@ from bridge_bench.tournament import Heat
 if TYPE_CHECKING:
     from bridge_bench.request import Request
 
-__all__ = ["assemble", "axes", "restore", "typical", "verdicts", "write"]
+__all__ = ["CALLS", "assemble", "axes", "typical", "verdicts", "write"]
 
 CALLS = "calls.npz"
+"""Attachment of a record that holds the time of every call."""
 _FEW_P90 = 10  # calls for which the 90th percentile is not simply the maximum
 _BEST_FIRST = ("won", "tied", "undecided", "eliminated", "infeasible")
 
@@ -223,67 +222,6 @@ def write(
         attachments[CALLS] = stream.getvalue()
     recording.write(record, folder, files=files, attachments=attachments)
     return recording.read(folder)
-
-
-def restore(
-    earlier: SelectionRecord,
-    request: Request,
-    entrants: Sequence[Entrant],
-    heats: Sequence[Heat],
-    calls: Mapping[str, npt.NDArray[np.int64]] | None = None,
-) -> None:
-    """Puts an earlier record's blocks back into arms and races.
-
-    Raises:
-        StaleRecord: The record is of another request.
-    """
-    differs = [
-        what
-        for what, mine, theirs in (
-            ("models", [one.digest for one in request.models], [m.digest for m in earlier.models]),
-            ("buckets", request.buckets, earlier.buckets),
-            ("inputs", request.profile.to_dict(), dict(earlier.profile)),
-            ("limits", request.limits, earlier.limits),
-            ("seed", request.seed, earlier.seed),
-            ("looks", request.protocol.looks, earlier.protocol.looks),
-            ("machine", machine.differences(earlier.machine, machine.fingerprint()), []),
-        )
-        if mine != theirs
-    ]
-    if differs:
-        raise StaleRecord(
-            f"the record cannot be resumed: its {' and '.join(differs)} differ from what is asked.",
-            fix="Ask for the same as before, or leave --resume out.",
-            differs=differs,
-        )
-    for heat in heats:
-        before = {
-            one.id: found
-            for one in earlier.arms
-            if (found := one.bucket(heat.rows)) is not None and found.blocks
-        }
-        present = [one.id for one in entrants if one.id in before and one.takes_part()]
-        count = max((len(before[name].blocks) for name in present), default=0)
-        if not count:
-            continue
-        blocks: list[dict[str, float]] = [{} for _ in range(count)]
-        for entrant in entrants:
-            if entrant.id not in present:
-                continue
-            trial = entrant.trials.setdefault(heat.rows, Trial(heat.rows))
-            trial.blocks = list(before[entrant.id].blocks)
-            if calls is not None and f"{entrant.id}|{heat.rows}" in calls:
-                trial.durations = [calls[f"{entrant.id}|{heat.rows}"]]
-            for index, time in enumerate(trial.blocks):
-                if time is not None:
-                    blocks[index][entrant.id] = time
-        default = next((one.id for one in entrants if one.plan.is_default), None)
-        heat.race = Race.replay(
-            present,
-            blocks,
-            default=default if default in present else None,
-            protocol=request.protocol,
-        )
 
 
 def _by_memory(request: Request, heat: Heat) -> Verdict:

@@ -14,6 +14,7 @@ from bridge.model import ModelRef
 from bridge.record import BucketRecord, Limits, Protocol
 from bridge.signature import Signature
 from bridge_bench import decision
+from bridge_bench.crew import Crew
 from bridge_bench.gate import Gate
 from bridge_bench.profile import InputProfile
 
@@ -48,6 +49,14 @@ class Request:
     launches: int = 3
     seed: int = 0
     command: tuple[str, ...] = ()
+
+    def crew(self) -> Crew:
+        """Fresh workers for these models, with the protocol's deadlines."""
+        return Crew(
+            self.models,
+            load_timeout_s=self.protocol.load_timeout_s,
+            call_timeout_s=self.protocol.call_timeout_s,
+        )
 
 
 def request(

@@ -25,7 +25,7 @@ from bridge.errors import (
 )
 from bridge.record import Confirmation, Limits, Protocol, SelectionRecord
 from bridge.signature import Signature
-from bridge_bench import evidence
+from bridge_bench import evidence, resumption
 from bridge_bench.agreement import match_inputs, match_outputs
 from bridge_bench.confirmation import confirm
 from bridge_bench.crew import Crew
@@ -174,6 +174,9 @@ class Selection:
             max_arms=request.max_arms,
         )
         self.entrants = [Entrant.of(one, slot) for slot, one in enumerate(planned)]
+        if resume is not None:
+            resumption.check(resume, request)
+            resumption.recall(resume, self.entrants)
         if not any(one.takes_part() for one in self.entrants):
             raise UnsupportedModel(
                 f"no arm is left for {request.models[0].name}: {self.entrants[0].reason}.",
@@ -196,17 +199,17 @@ class Selection:
         """
         started = monotonic()
         request, protocol = self.request, self.request.protocol
-        with Crew(request.models) as crew:
+        with request.crew() as crew:
             floor_s = crew.floor_s()
-            yardstick = self.open(crew)
-            heats = yardstick.heats
+            heats = self.open(crew).heats
             started_preparing = monotonic()
             self._prepare(crew, heats, started_preparing + protocol.prepare_budget_s)
             prepared_s = monotonic() - started_preparing
             for entrant in self.entrants:
                 if not self._is_stopped():
                     self.admit(crew, entrant)
-            self._restore(heats)
+            if self._resume is not None:
+                resumption.replay(self._resume, request, self.entrants, heats)
             now = monotonic()
             end = started + prepared_s + protocol.budget_s
             kept_s = CONFIRM_SHARE * protocol.budget_s if request.launches else 0.0
@@ -238,7 +241,7 @@ class Selection:
         self.record = evidence.assemble(
             request,
             self.entrants,
-            yardstick.signature,
+            self.yardstick.signature,
             verdicts=verdicts,
             splits=splits,
             confirmations=confirmations,
@@ -318,7 +321,7 @@ class Selection:
     def _prepare(self, crew: Crew, heats: Sequence[Heat], deadline: float) -> None:
         """Loads and first calls of arms that convert, compile or build."""
         for entrant in self.entrants:
-            if not entrant.takes_part() or not entrant.plan.prepares:
+            if entrant.status != "planned" or not entrant.plan.prepares:
                 continue
             left_s = deadline - monotonic()
             if left_s <= 0 or self._is_stopped():
@@ -344,7 +347,7 @@ class Selection:
 
     def admit(self, crew: Crew, entrant: Entrant) -> None:
         """Loads an arm and lets it in if it computes what the reference computes."""
-        if not entrant.takes_part():
+        if not entrant.takes_part() or entrant.status == "recalled":
             return
         try:
             if entrant.status == "planned":
@@ -446,11 +449,6 @@ class Selection:
                     f"({ratio.low:.2f} to {ratio.high:.2f})"
                 )
         return found
-
-    def _restore(self, heats: Sequence[Heat]) -> None:
-        """Puts the blocks of an earlier record back, so that the races go on from there."""
-        if self._resume is not None:
-            evidence.restore(self._resume, self.request, self.entrants, heats)
 
     def _is_stopped(self) -> bool:
         return self._stop()

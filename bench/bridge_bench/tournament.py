@@ -45,10 +45,11 @@ class Heat:
 
     Attributes:
         rows: Rows per call.
-        name: Name of its inputs in the crew.
         variants: The inputs.
         entrants: Arms that began it, by id.
         race: Decides who goes on.
+        is_warm: Those that survived the cut have been warmed up.
+        is_stalled: No arm of the race can be measured any more.
     """
 
     rows: int
@@ -56,6 +57,7 @@ class Heat:
     entrants: dict[str, Entrant] = field(default_factory=dict)
     race: Race | None = None
     is_warm: bool = False
+    is_stalled: bool = False
 
     @property
     def name(self) -> str:
@@ -65,7 +67,7 @@ class Heat:
     @property
     def is_over(self) -> bool:
         """Whether no more blocks are wanted."""
-        return self.race is None or self.race.is_over
+        return self.race is None or self.race.is_over or self.is_stalled
 
 
 class Tournament:
@@ -127,7 +129,9 @@ class Tournament:
                     continue  # an earlier run eliminated it
                 self._tell(f"warming {entrant.id}, {heat.rows} rows")
                 self._guard(heat, entrant, self._screen)
-            living = [one for one in heat.entrants.values() if self._is_running(heat, one)]
+            # Those that the time did not suffice to screen are in the race as well: nothing is
+            # known of them, and the verdict has to say so.
+            living = [one for one in heat.entrants.values() if self._may_run(heat, one)]
             if not living:
                 continue
             heat.race = heat.race or Race(
@@ -187,10 +191,8 @@ class Tournament:
         """First call, a short warm-up, and the number of calls in a slice."""
         trial = entrant.trials.setdefault(heat.rows, Trial(heat.rows))
         if trial.first_call_s is None:
-            _, trial.first_call_s = self._crew.predict(
-                entrant, heat.variants[0], timeout_s=max(60.0, self._protocol.slice_s)
-            )
-        found = self._crew.measure(entrant, heat.name, 3, discard=0, timeout_s=120.0)
+            _, trial.first_call_s = self._crew.predict(entrant, heat.variants[0])
+        found = self._crew.measure(entrant, heat.name, 3, discard=0)
         self._settle(trial, found.ns)
         more = math.ceil(SCREEN_S / trial.call_s) - 3
         if more > 0 and trial.call_s < SLOW_CALL_S:
@@ -226,13 +228,14 @@ class Tournament:
     def _block(self, heat: Heat) -> None:
         race = heat.race
         assert race is not None
-        if race.blocks == CUT_BLOCKS and not heat.is_warm:
+        if race.blocks >= CUT_BLOCKS and not heat.is_warm:
             heat.is_warm = True
             for name in race.living:
                 self._tell(f"warming {name}, {heat.rows} rows")
                 self._guard(heat, heat.entrants[name], self._warm)
         living = [name for name in race.living if self._is_running(heat, heat.entrants[name])]
         if not living:
+            heat.is_stalled = True
             return
         bird = self.canary.sing()
         slices: dict[str, Slice] = {}
@@ -322,7 +325,9 @@ class Tournament:
         trial.calls = max(least, min(self._protocol.max_calls, wanted))
 
     def _timeout_s(self, trial: Trial) -> float:
-        return 30.0 + 20 * trial.call_s * (trial.calls + self._protocol.discarded_calls)
+        return self._protocol.call_timeout_s + 20 * trial.call_s * (
+            trial.calls + self._protocol.discarded_calls
+        )
 
     def _guard(self, heat: Heat, entrant: Entrant, act: Callable[[Heat, Entrant], object]) -> None:
         """Does something with an arm; a failure ends the arm, not the race."""
@@ -341,8 +346,11 @@ class Tournament:
                     other.race.remove(entrant.id)
 
     def _is_running(self, heat: Heat, entrant: Entrant) -> bool:
+        return heat.rows in entrant.trials and self._may_run(heat, entrant)
+
+    def _may_run(self, heat: Heat, entrant: Entrant) -> bool:
         trial = entrant.trials.get(heat.rows)
-        return entrant.takes_part() and trial is not None and trial.status == "undecided"
+        return entrant.takes_part() and (trial is None or trial.status == "undecided")
 
     def _is_out_of_time(self) -> bool:
         self.was_stopped = self.was_stopped or self._stop()

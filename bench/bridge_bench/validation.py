@@ -173,7 +173,7 @@ def races(
         tell: Called with one line of text now and then.
     """
     selection = Selection(asked, tell=tell)
-    with Crew(asked.models) as crew:
+    with asked.crew() as crew:
         yardstick = selection.open(crew)
         for entrant in selection.entrants:
             selection.admit(crew, entrant)
@@ -200,7 +200,7 @@ def races(
             )
             slices.append(used / (len(arms) * asked.protocol.looks[-1]))
             proven += verdict.status == "proven"
-            settled += heat.race.is_settled
+            settled += heat.race.blocks < asked.protocol.looks[-1]
             tell(f"run {run + 1}: {verdict.winner}, {verdict.status}, {used} slices")
     known = truth or _truth(times)
     best = min(known.values())
