@@ -36,7 +36,7 @@ def check(record: SelectionRecord) -> None:
     _among(record.limits.objective, _OBJECTIVES, "limits.objective")
     _among(record.gate.tier, _TIERS, "gate.tier")
     _check_arms(record, signature)
-    if record.gate.reference != "arrays" and record.arms:
+    if record.gate.reference not in ("", "arrays"):  # there is none where no arm could load
         _among(record.gate.reference, {arm.id for arm in record.arms}, "gate.reference")
     _check_ranges([bucket.to_rows for bucket in record.buckets], "buckets")
     for index, bucket in enumerate(record.buckets):
@@ -54,7 +54,8 @@ def _check_files(record: SelectionRecord) -> None:
             check_path(model.path, f"{where}.path")
             if not model.path.startswith("models/"):
                 _fail(f"{where}.path", f"{model.path[:200]!r} does not lie in 'models/'")
-        _check_digest(model.digest, f"{where}.digest")
+        if model.path is not None or model.digest:  # a live object has none
+            _check_digest(model.digest, f"{where}.digest")
         if model.declared is not None:
             _signature(model.declared, f"{where}.declared")
             if model.signature_key is not None:

@@ -202,7 +202,8 @@ class ArmRecord:
         prepare_s: Time to convert, compile or build it before the race.
         load_s: Time of ``bridge.load``.
         memory_bytes: Resident memory that serving it needs beyond a bare interpreter, its
-            runtime included.
+            runtime included: after calls of every size, the largest among them.
+        peak_memory_bytes: The same at the highest moment, while loading it or after.
         agreement, metrics: What the gate saw, the worst over all inputs.
         buckets: One entry per bucket in which it ran.
     """
@@ -225,6 +226,7 @@ class ArmRecord:
     prepare_s: float | None = None
     load_s: float | None = None
     memory_bytes: int | None = None
+    peak_memory_bytes: int | None = None
     agreement: tuple[OutputRecord, ...] = ()
     metrics: tuple[MetricRecord, ...] = ()
     buckets: tuple[Measurement, ...] = ()
