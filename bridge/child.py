@@ -7,6 +7,7 @@ nothing is pickled, and the current folder is not on its path.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import queue
 import signal
@@ -115,6 +116,8 @@ class Child:
         self._owner = os.getpid()
         # Unnamed, so nothing is left behind.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
+        # What is printed goes to the end also after the child has shortened it.
+        fcntl.fcntl(self._log, fcntl.F_SETFL, os.O_APPEND)
         try:
             with _spawner_lock:
                 # A fork leaves the thread behind.

@@ -35,7 +35,7 @@ from bridge.predictor import Predictor
 from bridge.signature import Signature, TensorSpec
 from bridge_bench.stats import median
 
-__all__ = ["main", "measure"]
+__all__ = ["MANY_IDS", "ONE_FLOAT", "main", "measure", "onnx_model"]
 
 BLOCKS = 41
 BLOCK_NS = 4_000_000  # long against the clock's resolution, short against drift
@@ -160,17 +160,20 @@ def _check_agreement(wanted: dict[str, Any], predictor: Predictor, inputs: dict[
 def _model(backend: Backend, signature: Signature, folder: Path) -> ModelRef:
     """The model in the format that is native to the backend, else in ONNX."""
     folder.mkdir()
-    formats = backend.capabilities(backend.default_device(open_model(_onnx(signature)))).formats
+    formats = backend.capabilities(
+        backend.default_device(open_model(onnx_model(signature)))
+    ).formats
     if "onnx" in formats:
         path = folder / "model.onnx"
-        path.write_bytes(_onnx(signature))
+        path.write_bytes(onnx_model(signature))
         return open_model(path)
     if "saved_model" in formats:
         return open_model(_saved_model(signature, folder / "saved_model"))
     return open_model(_torch_module(signature), signature=signature)
 
 
-def _onnx(signature: Signature) -> bytes:
+def onnx_model(signature: Signature) -> bytes:
+    """One addition for one input of floats, the sum of all ids for several inputs."""
     from onnx import TensorProto, helper
 
     kind = TensorProto.FLOAT if len(signature.inputs) == 1 else TensorProto.INT64
