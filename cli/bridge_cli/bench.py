@@ -386,7 +386,7 @@ def _show_verdict(result: LoadResult) -> None:
     if verdict.status == "met":
         text = f"met: {promise}; {best} here, at most {upper} with 95 % confidence ({share})"
     elif verdict.status == "not_met":
-        text = f"not met: {promise}; {best} is the best that was achieved ({share})"
+        text = f"not met: {promise}; {best} was achieved ({share})"
     else:
         text = (
             f"undecided: {promise}; {best} here ({share}); {verdict.more} more queries, none of "

@@ -7,7 +7,7 @@ It reads requests from its standard input and answers on its standard output, as
             ``Process`` keeps of it
 ``null``    a predictor that does nothing, for measuring the harness -> nothing
 ``sample``  with arrays: keeps them as one sample -> kept
-``warm``    -> ``Warmup``
+``warm``    least_s -> ``Warmup``
 ``run``     order, median_s, folder -> the fields and arrays of ``Timed``, and failures
 """
 
@@ -109,7 +109,7 @@ class _Service:
         return {"kept": len(self._samples)}, {}
 
     def _warm(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
-        warmup: Warmup = Calls(self._predict, self._samples).warm()
+        warmup: Warmup = Calls(self._predict, self._samples).warm(fields["least_s"])
         return dataclasses.asdict(warmup), {}
 
     def _run(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:

@@ -18,7 +18,6 @@ from bridge_bench.stats import median
 __all__ = ["Calls", "Timed", "Warmup"]
 
 MIN_CALLS = 3
-MIN_WARMUP_S = 0.2
 WINDOW_CALLS = 25
 WINDOW_S = 0.1
 MAX_WINDOWS = 10
@@ -103,8 +102,12 @@ class Calls:
             self._fail(self.error)
         self.completed += 1
 
-    def warm(self) -> Warmup:
-        """Calls until it is stable, over all samples in turn; raises what a call raises."""
+    def warm(self, least_s: float) -> Warmup:
+        """Calls until it is stable, over all samples in turn; raises what a call raises.
+
+        Args:
+            least_s: Go on for so long at least.
+        """
         begun = perf_counter()
         turn = 0
         medians: list[float] = []
@@ -125,8 +128,8 @@ class Calls:
             last = medians[-3:]
             is_stable = len(last) == 3 and max(last) <= STABLE_RATIO * min(last)
             spent = perf_counter() - begun
-            if (is_stable and spent >= MIN_WARMUP_S) or (
-                spent >= MAX_WARMUP_S or (len(medians) >= MAX_WINDOWS and spent >= MIN_WARMUP_S)
+            if (is_stable and spent >= least_s) or (
+                spent >= MAX_WARMUP_S or (len(medians) >= MAX_WINDOWS and spent >= least_s)
             ):
                 return Warmup(
                     first_call_s=first_call_s,

@@ -103,9 +103,9 @@ class Process:
         """Adds one sample: inputs of one call."""
         self._request({"do": "sample"}, sample)
 
-    def warm(self, *, timeout_s: float) -> Warmup:
+    def warm(self, least_s: float, *, timeout_s: float) -> Warmup:
         """Calls the predictor until its times settle; raises what a call raises."""
-        answer, _ = self._request({"do": "warm"}, timeout_s=timeout_s)
+        answer, _ = self._request({"do": "warm", "least_s": least_s}, timeout_s=timeout_s)
         return Warmup(**answer)
 
     def run(self, order: Order, median_s: float) -> tuple[Timed, int, BridgeError | None]:

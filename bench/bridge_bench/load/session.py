@@ -26,6 +26,7 @@ __all__ = ["Session", "run"]
 
 SAMPLES = 8
 LOAD_TIMEOUT_S = 300.0
+WARMUP_S = 0.2  # at least
 WARM_TIMEOUT_S = 120.0
 SPARE_S = 30.0  # what a run may take beyond its plan before it counts as hung
 SPARE_FACTOR = 4.0
@@ -95,8 +96,21 @@ def run(
             raises. A call that fails later makes the status of the result ``failed``.
     """
     kind = scenario_of(scenario)
-    # Told before a model is loaded, which may take minutes.
-    Order(scenario=kind, issuer=Issuer.OWN, qps=qps, duration_s=duration_s, seed=seed)
+    if isinstance(sla, tuple):
+        sla = Sla(*sla)
+    # What makes no sense is told before a model is loaded, which may take minutes.
+    Order(
+        scenario=kind,
+        issuer=Issuer.OWN,
+        qps=qps,
+        duration_s=duration_s,
+        min_queries=min_queries,
+        samples_per_query=samples_per_query,
+        concurrency=concurrency,
+        max_queue=MIN_QUEUE if max_queue is None else max_queue,
+        seed=seed,
+        timeout_s=1.0 if timeout_s is None else timeout_s,
+    )
     with Session(
         target,
         rows=rows,
@@ -168,7 +182,7 @@ class Session:
             for variant in range(SAMPLES):
                 self._process.keep(profile.make(self._process.signature, variant))
             self._tell("warming up")
-            self.warmup = self._process.warm(timeout_s=WARM_TIMEOUT_S)
+            self.warmup = self._process.warm(WARMUP_S, timeout_s=WARM_TIMEOUT_S)
             self._subject = Subject(
                 target=str(target),
                 info=self._process.info,
