@@ -89,7 +89,16 @@ class OnnxruntimeBackend(Backend):
         cpus = usable_cpus()
         half: list[dict[str, Any]] = [{"threads": cpus // 2}] if cpus > 3 else []
         parallel: dict[str, Any] = {"execution_mode": "parallel"}
-        alone = Pruned(parallel, "one-cpu", "with one CPU nothing runs side by side.")
+        # All threads for each of several operators: on two busy CPUs 100 times slower (seen).
+        crowd = "each of several operators side by side would have as many threads as CPUs."
+        beside: list[dict[str, Any] | Pruned] = [Pruned(parallel, "threads-over-cpus", crowd)]
+        if cpus == 1:
+            alone = "with one CPU nothing runs side by side."
+            beside = [Pruned(parallel, "one-cpu", alone)]
+        elif cpus > 3:
+            beside.insert(0, {**parallel, "inter_threads": 2, "threads": cpus // 2})
+        if cpus > 1:
+            beside.insert(0, {**parallel, "threads": 1})
         return combine(
             OnnxruntimeOptions,
             [
@@ -100,7 +109,7 @@ class OnnxruntimeBackend(Backend):
                 {"graph_optimization": "extended"},
                 {"memory_pattern": False},
                 {"arena": False},
-                *([parallel, {**parallel, "threads": 1}] if cpus > 1 else [alone]),
+                *beside,
                 {"graph_optimization": "basic"},
                 {"threads": cpus},
                 {"inter_threads": 2},

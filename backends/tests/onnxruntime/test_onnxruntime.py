@@ -241,11 +241,27 @@ def test_every_arm_of_the_search_space_loads() -> None:
     assert rules >= {"inter-threads-without-parallel", "io-binding-on-cpu", "same-as-default"}
 
 
-def test_with_one_cpu_nothing_runs_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+def space_of(cpus: int, monkeypatch: pytest.MonkeyPatch) -> tuple[bridge.Options | Pruned, ...]:
     for module in ("options", "backend"):
-        monkeypatch.setattr(f"bridge_onnxruntime.{module}.usable_cpus", lambda: 1)
+        monkeypatch.setattr(f"bridge_onnxruntime.{module}.usable_cpus", lambda: cpus)
     model = open_model(add().SerializeToString())
-    space = OnnxruntimeBackend().search_space(model, bridge.CPU)
+    return OnnxruntimeBackend().search_space(model, bridge.CPU)
+
+
+def test_threads_never_outnumber_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cpus in (2, 3, 4, 8, 64):
+        arms = [item for item in space_of(cpus, monkeypatch) if isinstance(item, bridge.Options)]
+        for options in arms:
+            assert isinstance(options, OnnxruntimeOptions)
+            if options.execution_mode == "parallel":
+                beside = options.inter_threads or cpus
+                assert (options.threads or cpus) * beside <= cpus
+        assert any("parallel" in str(options) for options in arms)
+        assert (OnnxruntimeOptions(threads=cpus // 2) in arms) == (cpus > 3 or cpus // 2 == 1)
+
+
+def test_with_one_cpu_nothing_runs_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = space_of(1, monkeypatch)
     pruned = {str(dict(item.values)): item.rule for item in space if isinstance(item, Pruned)}
     assert pruned["{'execution_mode': 'parallel'}"] == "one-cpu"
     assert pruned["{'threads': 1}"] == pruned["{'spinning': False}"] == "same-as-default"
