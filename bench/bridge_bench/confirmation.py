@@ -112,7 +112,7 @@ def confirm(
         changed.append(
             replace(
                 verdict,
-                status="default",
+                status="undecided" if verdict.status == "undecided" else "default",
                 winner=default.id,
                 ties=(str(verdict.winner), *(one for one in verdict.ties if one != default.id)),
                 regret=max(0.0, ratio.high - 1),

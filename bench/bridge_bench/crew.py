@@ -48,6 +48,7 @@ class Crew:
         self._loaded: dict[str, dict[int, Entrant]] = {}
         self._inputs: dict[str, list[Arrays]] = {}
         self._kept: dict[Worker, set[object]] = {}
+        self._before: dict[int, int] = {}
         self.bare_bytes = 0
 
     def load(self, entrant: Entrant, *, timeout_s: float | None = None) -> Signature:
@@ -89,6 +90,20 @@ class Crew:
                 slot=entrant.slot,
                 timeout_s=timeout_s or self._call_timeout_s,
             )
+
+    def weigh(self, entrant: Entrant) -> None:
+        """Sets the arm's memory: what its worker has grown by since the arm was loaded.
+
+        To be called before another arm of the worker is loaded or called.
+        """
+        key = self._key(entrant)
+        with self._turn(entrant) as worker:
+            now = worker.memory()
+        before, runtime = self._before[entrant.slot], self._runtime_bytes[key]
+        entrant.memory_bytes = runtime + max(0, now["rss_bytes"] - before)
+        entrant.peak_memory_bytes = max(
+            entrant.memory_bytes, runtime + max(0, now["peak_rss_bytes"] - before)
+        )
 
     def keep(self, name: str, variants: Sequence[Arrays]) -> None:
         """Names a set of inputs (by the record's names) that ``measure`` uses in turn."""
@@ -200,6 +215,7 @@ class Crew:
 
     def _load_into(self, worker: Worker, entrant: Entrant, timeout_s: float) -> Signature:
         model = self._models[entrant.plan.model]
+        self._before[entrant.slot] = worker.memory(reset_peak=True)["rss_bytes"]
         loaded = worker.load(
             model.file,
             backend=entrant.plan.backend,
@@ -212,7 +228,6 @@ class Crew:
         )
         entrant.signature, entrant.info = loaded.signature, loaded.info
         entrant.load_s = loaded.load_s
-        entrant.memory_bytes = self._runtime_bytes[self._key(entrant)] + loaded.rss_growth_bytes
         return loaded.signature
 
     def _send(self, worker: Worker, entrant: Entrant, name: str) -> str:

@@ -68,6 +68,7 @@ class Entrant:
     prepare_s: float | None = None
     load_s: float | None = None
     memory_bytes: int | None = None
+    peak_memory_bytes: int | None = None
     agreement: tuple[OutputRecord, ...] = ()
     metrics: tuple[MetricRecord, ...] = ()
     trials: dict[int, Trial] = field(default_factory=dict)
@@ -127,6 +128,7 @@ class Entrant:
             prepare_s=self.prepare_s,
             load_s=self.load_s,
             memory_bytes=self.memory_bytes,
+            peak_memory_bytes=self.peak_memory_bytes,
             agreement=self.agreement,
             metrics=self.metrics,
             buckets=buckets,

@@ -123,6 +123,6 @@ def _copy(arm: ArmRecord, entrant: Entrant) -> None:
     entrant.info = arm.info
     entrant.inputs, entrant.outputs = arm.inputs, arm.outputs
     entrant.prepare_s, entrant.load_s = arm.prepare_s, arm.load_s
-    entrant.memory_bytes = arm.memory_bytes
+    entrant.memory_bytes, entrant.peak_memory_bytes = arm.memory_bytes, arm.peak_memory_bytes
     entrant.agreement, entrant.metrics = arm.agreement, arm.metrics
     entrant.error = None if arm.error is None else message.error_from(arm.error)

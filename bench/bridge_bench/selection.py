@@ -338,6 +338,7 @@ class Selection:
                     left_s = max(1.0, deadline - monotonic())
                     _, first_s = crew.predict(entrant, heat.variants[0], timeout_s=left_s)
                     entrant.trials[heat.rows] = Trial(heat.rows, first_call_s=first_s)
+                crew.weigh(entrant)
             except BridgeError as error:
                 entrant.fail(error, "preparing")
                 crew.drop(entrant)
@@ -359,6 +360,8 @@ class Selection:
             else:
                 self._tell(f"checking {entrant.id}")
                 self._check(crew, entrant)
+                if entrant.prepare_s is None:
+                    crew.weigh(entrant)
         except BridgeError as error:
             entrant.fail(error, "loading" if entrant.load_s is None else "checking")
         limit, needs = self.request.limits.max_memory_bytes, entrant.memory_bytes

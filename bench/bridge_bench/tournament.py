@@ -342,8 +342,10 @@ class Tournament:
             self._crew.drop(entrant)
         if not entrant.takes_part():
             for other in self._heats:
-                if other.race is not None and entrant.id in other.race.living:
-                    other.race.remove(entrant.id)
+                # Also where it was eliminated already: it may not be ranked as a runner-up.
+                race = other.race
+                if race is not None and entrant.id in race.arms and entrant.id not in race.removed:
+                    race.remove(entrant.id)
 
     def _is_running(self, heat: Heat, entrant: Entrant) -> bool:
         return heat.rows in entrant.trials and self._may_run(heat, entrant)
