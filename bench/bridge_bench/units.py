@@ -44,9 +44,13 @@ def number(value: float | None) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """A factor, such as ``1.25x``."""
+    """A factor, such as ``1.25x``; beyond 0.01 and 999 only that it is."""
     if value is None:
         return _NONE
+    if value < 0.005:
+        return "<0.01x"
+    if value >= 999.5:
+        return ">999x"
     return (
         f"{value:.2f}x" if value < 9.995 else f"{value:.1f}x" if value < 99.95 else f"{value:.0f}x"
     )

@@ -40,7 +40,7 @@ from bridge.record import (
     Verdict,
 )
 from bridge_bench.report import calls as calls_file
-from bridge_bench.report import render, wording
+from bridge_bench.report import page, palette, render, wording
 from bridge_bench.report.axis import linear, logarithmic
 from bridge_bench.report.ecdf import tail
 from bridge_bench.report.markup import clean, document, tag
@@ -512,13 +512,13 @@ def test_every_kind_of_record_makes_a_sound_page(kind: str) -> None:
     record, calls = sample()
     for times in (calls, None):
         text = render(KINDS[kind](record), times)
-        page = Page(text)
-        assert page.count("h1") == 1
-        assert page.count("script") == 0
-        assert not re.search(r"(?<![\w-])(nan|NaN|None|null|inf|Infinity)(?![\w-])", page.text)
-        policy = next(found for name, found in page.tags if "http-equiv" in found)
+        seen = Page(text)
+        assert seen.count("h1") == 1
+        assert seen.count("script") == 0
+        assert not re.search(r"(?<![\w-])(nan|NaN|None|null|inf|Infinity)(?![\w-])", seen.text)
+        policy = next(found for name, found in seen.tags if "http-equiv" in found)
         assert "default-src 'none'" in str(policy["content"])
-        for _, attributes in page.tags:
+        for _, attributes in seen.tags:
             assert not {"src", "href", "srcset", "data"} & set(attributes)
             assert not [name for name in attributes if name.startswith("on")]
             for value in attributes.values():
@@ -529,8 +529,8 @@ def test_every_kind_of_record_makes_a_sound_page(kind: str) -> None:
 
 def test_a_page_says_what_was_chosen_and_how_sure_that_is() -> None:
     record, calls = sample()
-    page = Page(render(record, calls))
-    text = page.text
+    seen = Page(render(record, calls))
+    text = seen.text
     assert "Fastest: 4 arms, by rows per call" in text
     assert "1.20\u00d7" in text
     assert "as fast as the default (1.19\u00d7 to 1.21\u00d7)" in text
@@ -556,8 +556,8 @@ def test_a_page_says_what_was_chosen_and_how_sure_that_is() -> None:
 
 def test_drawings_are_named_for_those_who_cannot_see_them() -> None:
     record, calls = sample()
-    page = Page(render(record, calls))
-    drawings = [found for name, found in page.tags if name == "svg" and found.get("role") == "img"]
+    seen = Page(render(record, calls))
+    drawings = [found for name, found in seen.tags if name == "svg" and found.get("role") == "img"]
     assert len(drawings) > 50
     assert all(found["aria-label"] for found in drawings)
     assert "alpha/threads=1: 1.00x" in {found["aria-label"] for found in drawings}
@@ -620,9 +620,9 @@ def test_whatever_a_record_says_is_escaped() -> None:
         "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text
     )
     text.encode("utf-8")
-    page = Page(text)
-    assert page.count("script") == 0
-    assert page.text.count("alert('1')") > 100
+    seen = Page(text)
+    assert seen.count("script") == 0
+    assert seen.text.count("alert('1')") > 100
 
 
 def test_many_arms_and_buckets_stay_a_page_that_opens() -> None:
@@ -683,6 +683,36 @@ def test_labels_do_not_overlap_and_keep_their_order() -> None:
     assert max(crowded) <= 100.001
     assert shortened("short") == "short"
     assert len(shortened("x" * 90)) == 36
+
+
+def contrast(one: str, other: str) -> float:
+    """Ratio of two colours' luminances, as WCAG 2 defines it."""
+
+    def luminance(color: str) -> float:
+        parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        ]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_colours_can_be_read_in_light_and_dark() -> None:
+    style = Path(str(page.__file__)).with_name("page.css").read_text(encoding="utf-8")
+    themes = [
+        dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]{6})", part))
+        for part in style.split("@media")[:2]
+    ]
+    for theme in themes:
+        for ground in ("ground", "card"):
+            for text in ("text", "soft", "good", "bad", "warn", "calm", "link"):
+                assert contrast(theme[text], theme[ground]) >= 4.5, (text, ground)
+        for tone in ("good", "bad", "warn", "calm"):
+            assert contrast(theme[tone], theme[f"{tone}-tint"]) >= 4.5, tone
+        for index in range(palette.LIMIT):
+            assert contrast(theme[f"c{index}"], theme["card"]) >= 3, index
 
 
 def test_markup() -> None:

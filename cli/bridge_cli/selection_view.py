@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from bridge.record import ArmRecord, BucketRecord, Measurement, SelectionRecord, Verdict
@@ -11,7 +12,7 @@ from bridge_cli.render import facts, print_code, print_line, print_table
 
 __all__ = ["show"]
 
-_SLOWER_SHOWN = 5
+_ARMS_SHOWN = 8
 _NAMES_SHOWN = 4
 _REASONS_SHOWN = 5
 
@@ -86,19 +87,22 @@ def _show_bucket(record: SelectionRecord, bucket: BucketRecord, verdict: Verdict
             pair[1].median_s or 0.0,
         )
     )
-    plain = [arm for arm, one in measured if one.status == "eliminated" and not arm.is_default]
-    folded = {arm.id for arm in plain[_SLOWER_SHOWN:]}
+    named = {arm.id for arm, _ in measured[:_ARMS_SHOWN]}
+    named |= {arm.id for arm, _ in measured if arm.is_default}
+    folded = [one for arm, one in measured if arm.id not in named]
     if len(folded) == 1:
-        folded = set()
+        named, folded = {arm.id for arm, _ in measured}, []
     print_table(
         _COLUMNS,
-        [_row(arm, one, winner) for arm, one in measured if arm.id not in folded],
+        [_row(arm, one, winner) for arm, one in measured if arm.id in named],
         title=_title(record, bucket),
         right=_COLUMNS[2:],
         styles=_STYLES,
     )
     if folded:
-        print_line(f"and {len(folded)} more that are slower", "dim")
+        counted = Counter(wording.status(one.status) for one in folded)
+        told = ", ".join(f"{number} {status}" for status, number in counted.most_common())
+        print_line(f"and {len(folded)} more: {told}", "dim")
     explained = [
         (arm, one)
         for arm, one in measured

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -289,7 +290,7 @@ def test_many_arms_are_folded_and_hindrances_told(capsys: pytest.CaptureFixture[
         ),
     )
     text = show(replace(record, arms=(*record.arms, *many, slow)), capsys)
-    assert "and 15 more that are slower" in text
+    assert re.search(r"^and 1\d more: 1\d slower", text, re.MULTILINE)
     assert "late: p99 is 7 ms, over 5 ms." in text
     assert "p99 within 5 ms" in text
     assert "With -o DIR" in text

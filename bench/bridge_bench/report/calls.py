@@ -19,6 +19,8 @@ __all__ = ["NAME", "Calls", "key", "read"]
 Calls = Mapping[str, npt.NDArray[Any]]
 """Nanoseconds of each timed call, in order, by ``key``."""
 
+_MOST_BYTES = 2**31  # unpacked; 48 arms, 6 sizes and 45 blocks of 500 calls take 52 MB
+
 NAME = "calls.npz"
 """Name of the attachment."""
 
@@ -39,12 +41,15 @@ def read(record: SelectionRecord) -> Calls | None:
     if data is None:
         return None
     try:
+        with zipfile.ZipFile(io.BytesIO(data)) as file:
+            if sum(one.file_size for one in file.infolist()) > _MOST_BYTES:
+                raise ValueError("a small file that unpacks to a huge one")
         with np.load(io.BytesIO(data), allow_pickle=False) as found:
             calls = {name: found[name] for name in found.files}
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
         raise InvalidRecord(
-            f"'{NAME}' of the record in '{record.folder}' holds no times of calls: {error}.",
-            fix="Remove it from the record's attachments, or select again.",
+            f"'{NAME}' of the record in '{record.folder}' is no archive of plain arrays.",
+            fix="Select again.",
             path=str(record.folder),
         ) from error
     for name, times in calls.items():

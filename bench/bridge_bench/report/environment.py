@@ -41,7 +41,7 @@ def models(record: SelectionRecord) -> Element:
         "Model and inputs",
         *parts,
         tag("h3", "Signature"),
-        facts(shape),
+        facts(shape, class_="wide"),
         tag("h3", "Inputs that were made") if profile else None,
         facts(profile) if profile else None,
     )

@@ -53,27 +53,28 @@ def _panel(
         if (one := arm.bucket(bucket.rows)) is not None
         and (arm.id == winner or one.slower is not None)
     ]
-    if not rows:
-        return None
+    if not any(one.slower is not None for _, one in rows):
+        return None  # a single arm, or too few blocks to compare
     rows.sort(
         key=lambda row: (row[0].id != winner, 1.0 if row[1].slower is None else row[1].slower.value)
     )
     margin = 1 + record.protocol.epsilon
     # Few arms are worth a look in the end: those that lead, and the default.
     keep = {arm.id for arm, _ in rows[:_SHOWN]} | {arm.id for arm, _ in rows if arm.is_default}
-    keep |= {arm.id for arm, one in rows if one.status in {"won", "tied", "undecided"}}
+    keep |= {arm.id for arm, one in rows if one.status in {"won", "tied"}}
     first = [row for row in rows if row[0].id in keep]
     rest = [row for row in rows if row[0].id not in keep]
     if len(rest) == 1:
         first, rest = rows, []
+    more = f"{len(rest)} more"
+    if all(one.status == "eliminated" for _, one in rest):
+        more += ", all slower"
     title = wording.number_of_rows(bucket.rows) if record.batch_axes else "Every call"
     return tag(
         "div",
         tag("h3", title),
         _table(first, winner, margin, looks),
-        folded(f"{len(rest)} more, all slower", _table(rest, winner, margin, looks))
-        if rest
-        else None,
+        folded(more, _table(rest, winner, margin, looks)) if rest else None,
         class_="card",
     )
 
@@ -113,11 +114,14 @@ def _axis(rows: Sequence[tuple[ArmRecord, Measurement]], margin: float) -> Axis:
     )
     values = [1.0, margin**2]
     if known:
-        ceiling = max(_FACTOR * known[len(known) // 2].value, known[0].high)
+        floor = min(1.0, known[0].value) / _FACTOR
+        ceiling = _FACTOR * max(1.0, known[len(known) // 2].value)
+        if known[-1].value <= 2 * ceiling:  # so little more is worth no arrow
+            ceiling = known[-1].high
         for one in known:
             if one.value <= ceiling:
-                values += [one.low, min(one.high, ceiling)]
-    return logarithmic(values, ratio, margin=1.01, ticks=5)
+                values += [one.value, max(one.low, floor), min(one.high, ceiling)]
+    return logarithmic(values, lambda value: f"{value:.3g}x", margin=1.01, ticks=5)
 
 
 def _row(

@@ -117,7 +117,7 @@ def folded(summary: str, *parts: Element | None) -> Element:
     return tag("details", tag("summary", summary), *parts)
 
 
-def facts(told: Mapping[str, str]) -> Element:
+def facts(told: Mapping[str, str], *, class_: str | None = None) -> Element:
     """A list of names and what they are; what is empty is left out."""
     pairs = (tag("div", tag("dt", key), tag("dd", value)) for key, value in told.items() if value)
-    return tag("dl", *pairs)
+    return tag("dl", *pairs, class_=class_)

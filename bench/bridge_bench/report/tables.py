@@ -108,7 +108,7 @@ def _median(one: Measurement | None) -> Element:
 def _why(arm: ArmRecord) -> Element | None:
     """Reason of an arm that cannot win, and what to do about it."""
     reason = wording.reason_of(arm)
-    if not reason or arm.status in {"won", "tied", "eliminated"}:
+    if not reason or arm.status in {"won", "tied", "undecided", "eliminated"}:
         return None
     if arm.error is None:
         return tag("span", reason)

@@ -22,7 +22,9 @@ def timeline(record: SelectionRecord, looks: dict[str, Look]) -> Element | None:
     if not raced:
         return None
     raced.sort(key=lambda arm: -sum(_length(one) for one in arm.buckets))
-    longest = max(_length(one) for arm in raced for one in arm.buckets)
+    longest = max(
+        *(_length(one) for arm in raced for one in arm.buckets), *record.protocol.looks[:1], 1
+    )
     buckets = [
         bucket
         for bucket in record.buckets

@@ -19,7 +19,7 @@ _SIGNS = {
     "interrupted": ("warn", "?", "interrupted"),
     "none": ("bad", "\u2715", "no arm may serve"),
 }
-_TIES_SHOWN = 4
+_TIES_SHOWN = 2
 _TONES = {"decided": "good", "none": "bad", "planned": "calm"}
 
 
@@ -120,7 +120,7 @@ def _notes(record: SelectionRecord) -> Element | None:
     return tag(
         "div",
         tag("p", tag("b", "Take care" if len(notes) == 1 else f"Take care: {len(notes)} warnings")),
-        tag("ul", *(tag("li", note) for note in notes)),
+        tag("ul", *(tag("li", f"{note[:1].upper()}{note[1:]}") for note in notes)),
         class_="notes",
         role="note",
     )
@@ -130,7 +130,7 @@ def _about(record: SelectionRecord) -> Element:
     limits = record.limits
     told = {
         "objective": limits.objective,
-        "measured": record.created.replace("T", " ").replace("Z", " UTC"),
+        "measured": wording.moment(record.created),
         "took": "" if record.elapsed_s is None else duration(record.elapsed_s),
         "arms": wording.tally(record),
         "machine": wording.machine_name(record),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ __all__ = [
     "headline",
     "load_code",
     "machine_name",
+    "moment",
     "number_of_rows",
     "reason_of",
     "route_range",
@@ -161,11 +163,15 @@ def route_range(routes: Sequence[Route], index: int) -> str:
 
 
 def timing(one: Measurement) -> str:
-    """The median with its interval, such as ``307 µs (302 to 311)``; a dash for none."""
+    """The median with its interval, such as ``307 µs (302 to 311)``; a dash for none.
+
+    One block tells nothing of how much blocks vary, so its interval is left out.
+    """
     if one.median_s is None:
         return "-"
     middle = duration(one.median_s)
-    if one.median_low_s is None or one.median_high_s is None:
+    blocks = sum(block is not None for block in one.blocks)
+    if blocks == 1 or one.median_low_s is None or one.median_high_s is None:
         return middle
     low, high = duration(one.median_low_s), duration(one.median_high_s)
     if {text.rpartition(" ")[2] for text in (low, high)} == {middle.rpartition(" ")[2]}:
@@ -232,6 +238,15 @@ def machine_name(record: SelectionRecord) -> str:
     if isinstance(gpus, (list, tuple)):
         parts += [str(one) for one in gpus]
     return ", ".join(part for part in parts if part)
+
+
+def moment(created: str) -> str:
+    """A time as ISO 8601 has it, easier to read; any other text as it is."""
+    try:
+        at = dt.datetime.fromisoformat(created)
+    except ValueError:
+        return created
+    return f"{at:%Y-%m-%d %H:%M} {at.tzname() or ''}".rstrip()
 
 
 def canary(record: SelectionRecord) -> str:
