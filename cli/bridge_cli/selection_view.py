@@ -92,11 +92,14 @@ def _show_bucket(record: SelectionRecord, bucket: BucketRecord, verdict: Verdict
     folded = [one for arm, one in measured if arm.id not in named]
     if len(folded) == 1:
         named, folded = {arm.id for arm, _ in measured}, []
+    # The column of an objective that is no latency, such as rows/s.
+    wanted = wording.objective(record, *measured[0])
+    columns = (*_COLUMNS[:2], wanted[0], *_COLUMNS[2:]) if wanted else _COLUMNS
     print_table(
-        _COLUMNS,
-        [_row(arm, one, winner) for arm, one in measured if arm.id in named],
+        columns,
+        [_row(record, arm, one, winner) for arm, one in measured if arm.id in named],
         title=_title(record, bucket),
-        right=_COLUMNS[2:],
+        right=columns[2:],
         styles=_STYLES,
     )
     if folded:
@@ -129,13 +132,17 @@ def _title(record: SelectionRecord, bucket: BucketRecord) -> str:
     return name if about == name else f"{name} a call (stands for {about})"
 
 
-def _row(arm: ArmRecord, one: Measurement, winner: str | None) -> tuple[object, ...]:
+def _row(
+    record: SelectionRecord, arm: ArmRecord, one: Measurement, winner: str | None
+) -> tuple[object, ...]:
+    wanted = wording.objective(record, arm, one)
     marks = [
         text for text, holds in (("default", arm.is_default), ("ref", arm.is_reference)) if holds
     ]
     return (
         f"{arm.id} ({', '.join(marks)})" if marks else arm.id,
         wording.status(one.status),
+        *([wanted[1]] if wanted else []),
         wording.timing(one),
         units.duration(one.p99_s),
         wording.slower(one, winner, arm),

@@ -32,6 +32,7 @@ from bridge.record import (
     SelectionRecord,
     Verdict,
 )
+from bridge_bench.report import render
 from bridge_cli import selection_view
 
 EVIL = "[bold red]y[/]\x1b[2J\u202e"
@@ -294,6 +295,33 @@ def test_many_arms_are_folded_and_hindrances_told(capsys: pytest.CaptureFixture[
     assert "late: p99 is 7 ms, over 5 ms." in text
     assert "p99 within 5 ms" in text
     assert "With -o DIR" in text
+
+
+@pytest.mark.parametrize(
+    ("limits", "texts"),
+    [
+        (Limits(objective="throughput"), ("rows/s", "10,000")),
+        (Limits(objective="cost", price_per_hour=3.6), ("price per million rows", "0.1")),
+        (Limits(objective="memory"), ("memory", "20 MiB")),
+    ],
+)
+def test_other_objectives_have_a_column(
+    limits: Limits, texts: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = make_record(limits=limits)
+    arms = tuple(
+        replace(
+            one,
+            memory_bytes=20 * 2**20,
+            buckets=tuple(replace(bucket, rows_per_s=1e4) for bucket in one.buckets),
+        )
+        for one in record.arms
+    )
+    record = replace(record, arms=arms)
+    table = show(record, capsys).partition("1 row a call")[2].splitlines()
+    assert texts[0] in table[1]
+    assert f" {texts[1]} " in table[3]
+    assert f"{texts[1]} {texts[0]}" in render(record)
 
 
 def test_routes_are_shown_with_their_pieces(capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,6 +63,9 @@ def _card(record: SelectionRecord, bucket: BucketRecord, verdict: Verdict) -> El
     one = None if winner is None else winner.bucket(bucket.rows)
     big, small = _gain(record, verdict)
     timed = None
+    wanted = None
+    if winner is not None and one is not None:
+        wanted = wording.objective(record, winner, one)
     if one is not None and one.median_s is not None:
         timed = f"{wording.timing(one)} a call"
         if record.batch_axes:
@@ -72,6 +75,7 @@ def _card(record: SelectionRecord, bucket: BucketRecord, verdict: Verdict) -> El
         tag("p", wording.bucket_range(record, bucket.rows), class_="range"),
         tag("p", name(verdict.winner or "no arm"), class_="arm"),
         tag("p", tag("b", big), f" {small}", class_="gain"),
+        tag("p", f"{wanted[1]} {wanted[0]}") if wanted else None,
         tag("p", timed) if timed else None,
         tag("p", tag("span", f"{sign} {words}", class_=f"badge {tone}"), class_="state"),
         tag("p", wording.sureness(record, verdict), class_="soft"),

@@ -14,7 +14,7 @@ from bridge.record import (
     SelectionRecord,
     Verdict,
 )
-from bridge_bench.units import count, duration, percent, ratio
+from bridge_bench.units import count, duration, number, percent, ratio, size
 
 __all__ = [
     "STATUSES",
@@ -27,6 +27,7 @@ __all__ = [
     "machine_name",
     "moment",
     "number_of_rows",
+    "objective",
     "reason_of",
     "route_range",
     "rules",
@@ -177,6 +178,23 @@ def timing(one: Measurement) -> str:
     if {text.rpartition(" ")[2] for text in (low, high)} == {middle.rpartition(" ")[2]}:
         low, high = low.rpartition(" ")[0], high.rpartition(" ")[0]
     return f"{middle} ({low} to {high})"
+
+
+def objective(record: SelectionRecord, arm: ArmRecord, one: Measurement) -> tuple[str, str] | None:
+    """What was asked for besides latency: its name, and the arm's value.
+
+    ``None`` where the objective is a latency.
+    """
+    limits = record.limits
+    if limits.objective == "memory":
+        return "memory", size(arm.memory_bytes)
+    if limits.objective == "throughput":
+        return "rows/s", "-" if one.rows_per_s is None else f"{one.rows_per_s:,.0f}"
+    if limits.objective == "cost":
+        if not one.rows_per_s or limits.price_per_hour is None:
+            return "price per million rows", "-"
+        return "price per million rows", number(limits.price_per_hour / 3600 / one.rows_per_s * 1e6)
+    return None
 
 
 def slower(one: Measurement, winner: str | None, arm: ArmRecord) -> str:
