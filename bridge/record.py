@@ -25,6 +25,7 @@ __all__ = [
     "GateRecord",
     "Interval",
     "Limits",
+    "LoadRecord",
     "Measurement",
     "MetricRecord",
     "ModelRecord",
@@ -392,6 +393,37 @@ class Confirmation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadRecord:
+    """A finalist under a load generator, one call after another; see ``bridge_bench.load``.
+
+    Attributes:
+        rows: The bucket.
+        arm: Id of the arm.
+        scenario: ``single_stream``.
+        issuer: ``loadgen`` (MLPerf LoadGen) or ``own``.
+        status: ``valid``, ``invalid`` or ``failed``.
+        queries: Queries answered.
+        p50_s, p90_s, p99_s: Nearest-rank percentiles; ``None`` with too few queries.
+        p99_upper_s: Upper 95 % confidence limit of the 99th; ``None`` with too few.
+        sla: ``met``, ``not_met`` or ``undecided``; ``None`` without a limit.
+        reason: Why it is not valid; else empty.
+    """
+
+    rows: int
+    arm: str
+    scenario: str
+    issuer: str
+    status: str
+    queries: int
+    p50_s: float | None = None
+    p90_s: float | None = None
+    p99_s: float | None = None
+    p99_upper_s: float | None = None
+    sla: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """What serves, and how sure that is.
 
@@ -401,6 +433,7 @@ class Decision:
         verdicts: One per bucket.
         routes: In order of rows; empty if nothing may serve.
         confirmations: Winner and default in fresh processes, where that was done.
+        under_load: Winners and default under a load generator, where that was done.
     """
 
     status: str
@@ -408,6 +441,7 @@ class Decision:
     verdicts: tuple[Verdict, ...] = ()
     routes: tuple[Route, ...] = ()
     confirmations: tuple[Confirmation, ...] = ()
+    under_load: tuple[LoadRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from bridge.errors import BridgeError
-from bridge.record import Confirmation, Verdict
+from bridge.record import Confirmation, LoadRecord, Verdict
 from bridge_bench.entrant import Entrant
 from bridge_bench.race import duel
 from bridge_bench.stats import median
@@ -22,7 +22,7 @@ from bridge_bench.tournament import Heat, Tournament
 if TYPE_CHECKING:
     from bridge_bench.request import Request
 
-__all__ = ["BLOCKS", "confirm", "rematch"]
+__all__ = ["BLOCKS", "confirm", "rematch", "under_load"]
 
 BLOCKS = 3
 """Blocks in each fresh process."""
@@ -123,6 +123,72 @@ def confirm(
             )
         )
     return tuple(changed), tuple(confirmations), notes
+
+
+def under_load(
+    request: Request, heats: Sequence[Heat], verdicts: Sequence[Verdict], *, tell: Tell
+) -> tuple[tuple[LoadRecord, ...], list[str]]:
+    """Each bucket's winner and the default under MLPerf LoadGen, one call after another.
+
+    LoadGen where it is installed, else the bridge's own issuer; each run in a process of
+    its own, ``Request.under_load_s`` long.
+
+    Returns:
+        What was measured, and sentences for the record's warnings.
+    """
+    from bridge_bench import load
+
+    limits = request.limits
+    sla = None
+    if limits.sla_s is not None and limits.sla_percentile is not None:
+        sla = load.Sla(limits.sla_percentile, limits.sla_s)
+    found, notes = [], []
+    for heat, said in zip(heats, verdicts, strict=True):
+        names = [said.winner, *(one.id for one in heat.entrants.values() if one.plan.is_default)]
+        for name in dict.fromkeys(one for one in names if one is not None):
+            entrant = heat.entrants[name]
+            if not entrant.takes_part():
+                continue
+            tell(f"{name} under load, {heat.rows} rows")
+            model = request.models[entrant.plan.model]
+            try:
+                result = load.run(
+                    model.file,
+                    scenario="single_stream",
+                    sla=sla,
+                    rows=heat.rows,
+                    profile=request.profile,
+                    duration_s=request.under_load_s,
+                    seed=request.seed,
+                    backend=entrant.plan.backend,
+                    device=str(entrant.plan.device),
+                    options=None
+                    if entrant.plan.options is None
+                    else entrant.plan.options.to_dict(),
+                    signature=model.declared or model.signature_key,
+                    trust=model.trust,
+                )
+            except BridgeError as error:
+                notes.append(f"{name} could not be put under load: {error.message}")
+                continue
+            latency = result.latency
+            found.append(
+                LoadRecord(
+                    rows=heat.rows,
+                    arm=name,
+                    scenario=result.scenario,
+                    issuer=result.issuer,
+                    status=result.status,
+                    queries=result.queries,
+                    p50_s=None if latency is None else latency.p50_s,
+                    p90_s=None if latency is None else latency.p90_s,
+                    p99_s=None if latency is None else latency.p99_s,
+                    p99_upper_s=None if latency is None else latency.p99_upper_s,
+                    sla=None if result.verdict is None else result.verdict.status,
+                    reason=" ".join(result.reasons),
+                )
+            )
+    return tuple(found), notes
 
 
 def rematch(

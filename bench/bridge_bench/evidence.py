@@ -21,6 +21,7 @@ from bridge.record import (
     Canary,
     Confirmation,
     Decision,
+    LoadRecord,
     Measurement,
     ModelRecord,
     SelectionRecord,
@@ -111,6 +112,7 @@ def assemble(
     verdicts: Sequence[Verdict] = (),
     splits: Mapping[int, tuple[str, int]] | None = None,
     confirmations: Sequence[Confirmation] = (),
+    under_load: Sequence[LoadRecord] = (),
     heats: Sequence[Heat] = (),
     canary: CanaryBird | None = None,
     floor_s: float | None = None,
@@ -190,6 +192,7 @@ def assemble(
         verdicts=tuple(verdicts),
         routes=routes,
         confirmations=tuple(confirmations),
+        under_load=tuple(under_load),
     )
     record = replace(record, decision=decided)
     return replace(record, decision=replace(decided, summary=summary.sentence(record)))

@@ -29,6 +29,7 @@ class Request:
         models: The network in one or several formats; the first is the reference's.
         buckets: Sizes to decide for, in order of rows.
         launches: Fresh processes in which winner and default are measured again.
+        under_load_s: Time for which winner and default are put under load; 0 for not at all.
     """
 
     models: tuple[ModelRef, ...]
@@ -47,6 +48,7 @@ class Request:
     labels: Arrays | None = None
     expected: Arrays | None = None
     launches: int = 3
+    under_load_s: float = 0.0
     seed: int = 0
     command: tuple[str, ...] = ()
 

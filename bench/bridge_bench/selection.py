@@ -23,11 +23,11 @@ from bridge.errors import (
     InputError,
     UnsupportedModel,
 )
-from bridge.record import Confirmation, Limits, Protocol, SelectionRecord
+from bridge.record import Confirmation, Limits, LoadRecord, Protocol, SelectionRecord
 from bridge.signature import Signature
 from bridge_bench import evidence, resumption
 from bridge_bench.agreement import match_inputs, match_outputs
-from bridge_bench.confirmation import confirm
+from bridge_bench.confirmation import confirm, under_load
 from bridge_bench.crew import Crew
 from bridge_bench.entrant import Entrant, Trial
 from bridge_bench.gate import Gate
@@ -68,6 +68,7 @@ def select(
     labels: Arrays | None = None,
     expected: Arrays | None = None,
     launches: int = 3,
+    under_load_s: float = 0.0,
     seed: int = 0,
     dry_run: bool = False,
     resume: SelectionRecord | None = None,
@@ -97,6 +98,8 @@ def select(
         labels: Labels of the profile's samples, by output, for metrics that need them.
         expected: The right outputs for the profile's samples, instead of the reference's.
         launches: Fresh processes in which winner and default are measured again; 0 for none.
+        under_load_s: Time for which each winner and the default are put under MLPerf LoadGen
+            (SingleStream), after all that and outside of the budget; 0 for not at all.
         seed: Seed of inputs, order and bootstrap.
         dry_run: Plan only: nothing is loaded or measured.
         resume: An earlier record of the same request, whose blocks are kept.
@@ -131,6 +134,7 @@ def select(
         labels=labels,
         expected=expected,
         launches=launches,
+        under_load_s=under_load_s,
         seed=seed,
     )
     selection = Selection(asked, stop=stop, tell=progress or (lambda _: None), resume=resume)
@@ -238,6 +242,10 @@ class Selection:
                 request, heats, verdicts, deadline=max(end, monotonic() + 1), tell=self._tell
             )
             self._notes += notes
+        loads: tuple[LoadRecord, ...] = ()
+        if request.under_load_s and not tournament.was_stopped:
+            loads, notes = under_load(request, heats, verdicts, tell=self._tell)
+            self._notes += notes
         self.record = evidence.assemble(
             request,
             self.entrants,
@@ -245,6 +253,7 @@ class Selection:
             verdicts=verdicts,
             splits=splits,
             confirmations=confirmations,
+            under_load=loads,
             heats=heats,
             canary=tournament.canary,
             floor_s=floor_s,

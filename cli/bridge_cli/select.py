@@ -127,6 +127,13 @@ def select(
         int,
         typer.Option(min=0, metavar="N", help="Fresh processes to confirm the winner in; 0: none."),
     ] = 3,
+    under_load: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Also put winner and default under MLPerf LoadGen (SingleStream), each so long.",
+        ),
+    ] = None,
     backend: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Backend to try. May be repeated.")
     ] = None,
@@ -228,6 +235,7 @@ def select(
         labels=None if labels is None else _arrays(labels, "--labels"),
         expected=None if expected is None else _arrays(expected, "--expected"),
         launches=launches,
+        under_load_s=0.0 if under_load is None else parse_duration_s(under_load, "--under-load"),
         seed=seed,
         command=("bridge", *sys.argv[1:]),
     )
