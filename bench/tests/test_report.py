@@ -30,6 +30,7 @@ from bridge.record import (
     GateRecord,
     Interval,
     Limits,
+    LoadRecord,
     Measurement,
     MetricRecord,
     ModelRecord,
@@ -187,6 +188,30 @@ def sample(
                     ratio=Interval(value=1.19, low=1.15, high=1.22),
                 ),
             ),
+            under_load=(
+                LoadRecord(
+                    rows=rows[0],
+                    arm=routes[0].arm,
+                    scenario="single_stream",
+                    issuer="loadgen",
+                    status="valid",
+                    queries=8120,
+                    p50_s=97e-6,
+                    p90_s=103e-6,
+                    p99_s=121e-6,
+                    p99_upper_s=126e-6,
+                    sla="met",
+                ),
+                LoadRecord(
+                    rows=rows[0],
+                    arm="alpha",
+                    scenario="single_stream",
+                    issuer="loadgen",
+                    status="failed",
+                    queries=0,
+                    reason="The worker died.",
+                ),
+            ),
         ),
         canary=Canary(
             median_s=5.02e-3,
@@ -293,6 +318,7 @@ def _arm(
         info={"provider": backend.title(), "threads": 2},
         load_s=0.21,
         memory_bytes=214_000_000,
+        peak_memory_bytes=281_000_000,
         agreement=()
         if is_default
         else tuple(
@@ -548,6 +574,7 @@ def test_a_page_says_what_was_chosen_and_how_sure_that_is() -> None:
         "The slow calls",
         "How the race went",
         "Error against speed",
+        "Under a load generator",
         "The gate: are the answers right?",
         "Machine and versions",
     ):

@@ -44,6 +44,7 @@ def show(record: SelectionRecord, folder: Path | None) -> None:
     verdicts = {one.rows: one for one in record.decision.verdicts}
     for bucket in record.buckets:
         _show_bucket(record, bucket, verdicts.get(bucket.rows))
+    _show_load(record)
     _show_planned(record)
     _show_fallen(record)
     _show_skipped(record)
@@ -148,6 +149,35 @@ def _row(
         wording.slower(one, winner, arm),
         "-" if arm.is_reference else units.number(wording.worst_error(arm)),
     )
+
+
+def _show_load(record: SelectionRecord) -> None:
+    """Winners and default under a load generator."""
+    found = record.decision.under_load
+    if not found:
+        return
+    print_table(
+        ("arm", "rows", "run", "limit", "queries", "p50", "p99", "p99 at most"),
+        [
+            (
+                one.arm,
+                one.rows,
+                one.status,
+                (one.sla or "-").replace("_", " "),
+                one.queries,
+                units.duration(one.p50_s),
+                units.duration(one.p99_s),
+                units.duration(one.p99_upper_s),
+            )
+            for one in found
+        ],
+        title=f"Under load, by {', '.join(dict.fromkeys(wording.issuer(one) for one in found))}",
+        right=("rows", "queries", "p50", "p99", "p99 at most"),
+        styles={**_STYLES, "invalid": "yellow", "not met": "bold red", "met": "green"},
+    )
+    for one in found:
+        if one.reason:
+            print_line(f"{one.arm} at {one.rows} rows: {one.reason}", indent=2)
 
 
 def _show_planned(record: SelectionRecord) -> None:

@@ -24,6 +24,7 @@ from bridge.record import (
     GateRecord,
     Interval,
     Limits,
+    LoadRecord,
     Measurement,
     ModelRecord,
     OutputRecord,
@@ -322,6 +323,20 @@ def test_other_objectives_have_a_column(
     assert texts[0] in table[1]
     assert f" {texts[1]} " in table[3]
     assert f"{texts[1]} {texts[0]}" in render(record)
+
+
+def test_runs_under_load_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    record = make_record()
+    given: dict[str, Any] = {"rows": 16, "scenario": "single_stream", "issuer": "loadgen"}
+    loads = (
+        LoadRecord(
+            arm="fast/threads=1", status="valid", queries=900, p99_s=2e-3, sla="met", **given
+        ),
+        LoadRecord(arm="plain", status="failed", queries=0, reason="The worker died.", **given),
+    )
+    text = show(replace(record, decision=replace(record.decision, under_load=loads)), capsys)
+    assert "Under load, by MLPerf LoadGen" in text
+    assert "plain at 16 rows: The worker died." in text
 
 
 def test_routes_are_shown_with_their_pieces(capsys: pytest.CaptureFixture[str]) -> None:

@@ -80,6 +80,8 @@ def protocol(record: SelectionRecord) -> Element:
         "thrown away after a switch": count(used.discarded_calls, "call"),
         "different inputs in turn": str(used.variants),
         "bootstrap": f"{used.bootstrap:,} resamples of blocks",
+        "patience": f"{duration(used.load_timeout_s)} to load, {duration(used.call_timeout_s)} "
+        "for a call",
         "budget": f"{duration(used.budget_s)}, and {duration(used.prepare_budget_s)} to prepare",
         "seed": str(record.seed),
     }

@@ -20,7 +20,7 @@ from bridge_bench.report.palette import highlighted
 from bridge_bench.report.scatter import scatter
 from bridge_bench.report.tables import arms, details, gate
 from bridge_bench.report.timeline import timeline
-from bridge_bench.report.verdict import commands, confirmations, header, routes
+from bridge_bench.report.verdict import commands, confirmations, header, routes, under_load
 
 __all__ = ["render"]
 
@@ -47,6 +47,7 @@ def render(record: SelectionRecord, calls: Calls | None = None) -> str:
         timeline(record, looks),
         scatter(record, looks),
         confirmations(record),
+        under_load(record),
         arms(record),
         gate(record),
         details(record),

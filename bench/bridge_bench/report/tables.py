@@ -46,6 +46,7 @@ def arms(record: SelectionRecord) -> Element:
 def _ran(record: SelectionRecord, found: Sequence[ArmRecord]) -> Element:
     several = len({arm.model for arm in found}) > 1
     reduced = any(arm.tier != "strict" for arm in found)
+    peaks = any(arm.peak_memory_bytes is not None for arm in found)
     prepared = any(arm.prepare_s is not None for arm in found)
     timed = [
         bucket
@@ -54,7 +55,8 @@ def _ran(record: SelectionRecord, found: Sequence[ArmRecord]) -> Element:
     ]
     sizes = [_head(record, bucket) for bucket in timed]
     names = ["arm", "status"]
-    numbers = [*sizes, *(["prepare"] if prepared else []), "load", "memory", "max error"]
+    numbers = [*sizes, *(["prepare"] if prepared else []), "load", "memory"]
+    numbers += [*(["peak"] if peaks else []), "max error"]
     names += [*(["model"] if several else []), *(["tier"] if reduced else []), *numbers]
     body = []
     for arm in found:
@@ -73,6 +75,7 @@ def _ran(record: SelectionRecord, found: Sequence[ArmRecord]) -> Element:
         cells += [
             tag("td", duration(arm.load_s), class_="n"),
             tag("td", size(arm.memory_bytes), class_="n"),
+            *([tag("td", size(arm.peak_memory_bytes), class_="n")] if peaks else []),
             tag("td", error, class_="n"),
         ]
         body.append(tag("tr", *cells))
@@ -149,9 +152,13 @@ def gate(record: SelectionRecord) -> Element | None:
         for tier, rule in told.tolerances.items()
     ]
     source = (
-        "the caller's own outputs"
-        if told.reference == "arrays"
-        else f"the outputs of {told.reference}"
+        "nothing"
+        if not told.reference
+        else (
+            "the caller's own outputs"
+            if told.reference == "arrays"
+            else f"the outputs of {told.reference}"
+        )
     )
     return section(
         "The gate: are the answers right?",

@@ -9,7 +9,7 @@ from bridge_bench.report import wording
 from bridge_bench.report.markup import Element, facts, heads, name, scrolled, section, tag
 from bridge_bench.units import duration, percent, ratio, size
 
-__all__ = ["commands", "confirmations", "header", "routes"]
+__all__ = ["commands", "confirmations", "header", "routes", "under_load"]
 
 _SIGNS = {
     "proven": ("good", "\u2713", "proven"),
@@ -207,6 +207,43 @@ def confirmations(record: SelectionRecord) -> Element | None:
         "Confirmed in fresh processes",
         scrolled(heads(*names, numbers=names[2:]), tag("tbody", *body)),
         lead="The same inputs again, each time in a process that was just started.",
+    )
+
+
+def under_load(record: SelectionRecord) -> Element | None:
+    """Winners and default under a load generator; ``None`` where that was not done."""
+    found = record.decision.under_load
+    if not found:
+        return None
+    tones = {"valid": "good", "invalid": "warn"}
+    body = []
+    for one in found:
+        body.append(
+            tag(
+                "tr",
+                tag("th", name(one.arm), scope="row"),
+                tag("td", wording.number_of_rows(one.rows)),
+                tag("td", tag("span", one.status, class_=f"badge {tones.get(one.status, 'bad')}")),
+                tag("td", (one.sla or "-").replace("_", " ")),
+                tag("td", wording.issuer(one)),
+                tag("td", f"{one.queries:,}", class_="n"),
+                *(
+                    tag("td", duration(time), class_="n")
+                    for time in (one.p50_s, one.p90_s, one.p99_s, one.p99_upper_s)
+                ),
+            )
+        )
+        if one.reason:
+            body.append(tag("tr", tag("td", one.reason, colspan=10), class_="why"))
+    numbers = ("queries", "p50", "p90", "p99", "p99 at most")
+    return section(
+        "Under a load generator",
+        scrolled(
+            heads("arm", "rows", "run", "limit", "issued by", *numbers, numbers=numbers),
+            tag("tbody", *body),
+        ),
+        lead="Winners and default in a process of their own, each query sent when the one before "
+        "was answered. \u201cAt most\u201d is the upper end of a 95 % interval.",
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from bridge.record import (
     ArmRecord,
     Interval,
+    LoadRecord,
     Measurement,
     Route,
     SelectionRecord,
@@ -23,6 +24,7 @@ __all__ = [
     "confidence",
     "gain",
     "headline",
+    "issuer",
     "load_code",
     "machine_name",
     "moment",
@@ -136,6 +138,11 @@ def ties(verdict: Verdict) -> str:
     rest = len(verdict.ties) - _TIES_SHOWN
     more = f" and {rest} more" if rest > 0 else ""
     return f"May be as fast: {', '.join(verdict.ties[:_TIES_SHOWN])}{more}."
+
+
+def issuer(one: LoadRecord) -> str:
+    """Who sent the queries, in words."""
+    return {"loadgen": "MLPerf LoadGen", "own": "own issuer"}.get(one.issuer, one.issuer)
 
 
 def number_of_rows(rows: int) -> str:
