@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bridge.errors import BridgeError, ErrorRule
     from bridge.hookspecs import hookimpl
     from bridge.inspection import inspect
+    from bridge.isolated import Isolation
     from bridge.loading import backends, load
     from bridge.model import Format, ModelFacts, ModelRef
     from bridge.options import Options, option
@@ -43,6 +44,7 @@ _HOMES = {
     "Device": "device",
     "ErrorRule": "errors",
     "Format": "model",
+    "Isolation": "isolated",
     "Layout": "check",
     "ModelFacts": "model",
     "ModelRef": "model",
@@ -75,6 +77,7 @@ __all__ = [
     "Device",
     "ErrorRule",
     "Format",
+    "Isolation",
     "Layout",
     "ModelFacts",
     "ModelRef",

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,9 @@ from bridge.errors import (
 )
 from bridge.isolated import IsolatedPredictor, Isolation
 from bridge.isolation import Worker
+from bridge.loading import open_model
 from bridge.model import ModelRef
+from bridge.record import Route
 
 PLUGIN = """
 import os, threading, time
@@ -618,3 +621,29 @@ def test_a_block_cannot_be_made_shorter_and_says_when_it_cannot_grow() -> None:
     finally:
         block.close()
         block.close()
+
+
+def test_every_arm_of_a_record_gets_a_process(tmp_path: Path, records: ModuleType) -> None:
+    zoo = pytest.importorskip("bridge_zoo")
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    path = zoo.build("ranker", size="small", formats=("onnx",), folder=tmp_path / "zoo")["onnx"]
+    model = open_model(path)
+    arms = [
+        records.arm_record(f"threads={count}", backend="onnxruntime", options={"threads": count})
+        for count in (1, 2)
+    ]
+    routes = [Route(to_rows=4, arm="threads=1"), Route(to_rows=None, arm="threads=2")]
+    made = records.make_record([model], arms, routes, next(iter(model.facts.signatures.values())))
+    folder = records.write_record(made, [model], tmp_path / "record")
+    ranker = zoo.describe("ranker", "small")
+    with bridge.load(path) as here, bridge.load(folder, isolated=True) as served:
+        for rows in (1, 5):
+            inputs = zoo.inputs(ranker, rows, seed=rows)
+            found, wanted = served.predict(inputs), here.predict(inputs)
+            for name in wanted:
+                np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4, atol=1e-5)
+        children = {arm["details"]["pid"] for arm in served.info.details["arms"].values()}
+        assert len(children) == 2
+        assert all(map(is_running, children))
+    assert not any(map(is_running, children))

@@ -71,6 +71,9 @@ class Player(bridge.Predictor):
         self.sizes.append(len(inputs["x"]))
         if self.act == "count":
             return {"y": np.array(self.sizes[:-1], np.float32)}
+        if self.act == "sizes":
+            is_last = inputs["x"][0] == 99
+            return {"y": np.array(self.sizes, np.float32) if is_last else inputs["x"]}
         if self.act == "drift":
             return {"y": inputs["x"] + np.float32(len(self.sizes))}
         if self.act == "print":
@@ -211,6 +214,17 @@ def test_answers_that_drift_are_noticed(stage: Path, worker: Worker) -> None:
     assert found == pytest.approx((17 - 11) / 12)
     worker.keep_inputs("a", [X])  # its outputs are forgotten with the inputs
     assert worker.measure(1, key="a").drift is None
+
+
+def test_a_call_cut_into_pieces_can_be_timed(stage: Path, worker: Worker) -> None:
+    worker.load(model(stage, "sizes"))
+    worker.keep_inputs("a", [{"x": np.zeros(7, np.float32)}])
+    assert worker.measure(2, key="a", discard=0, split_rows=3).ns.shape == (2,)
+    worker.measure(
+        1, key="a", discard=0, split_rows=5, batch_axes={"x": 0}, output_batch_axes={"y": 0}
+    )
+    seen = worker.predict({"x": np.full(1, 99, np.float32)})[0]["y"]
+    assert seen.tolist() == [3, 3, 1, 3, 3, 1, 5, 2, 1]
 
 
 def test_callers_side_by_side_share_the_calls(stage: Path, worker: Worker) -> None:
