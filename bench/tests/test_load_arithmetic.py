@@ -197,6 +197,15 @@ def test_an_account_of_a_good_run() -> None:
     assert "costs 100 us by itself, 10.0% of the median call" in found.warnings[-1]
 
 
+def test_queries_that_were_sent_late_are_told() -> None:
+    late = timed()
+    late.issued = late.scheduled + MS // 2
+    found = account(SUBJECT, SERVER, late, 0, None, floor=None, issuer_reason="")
+    assert "sent up to 0.5 ms after they were due" in found.warnings[-1]
+    assert found.lateness is not None
+    assert found.lateness.p50_s == pytest.approx(0.0005)
+
+
 def test_what_was_dropped_is_late_and_did_not_keep_up() -> None:
     lost = timed(dropped=20, abandoned=10)
     found = account(SUBJECT, SERVER, lost, 0, None, floor=None, issuer_reason="")

@@ -20,6 +20,7 @@ __all__ = ["Subject", "account"]
 
 KEEPING_UP = 0.95  # least share of the offered rate
 MAX_FLOOR = 0.02  # share of the median call up to which the harness may be ignored
+MAX_LATENESS = 0.1  # of the latency's 99th percentile, for that of how late queries are sent
 LOADGEN_SLACK_S = 20e-6  # between LoadGen's mean latency and ours, and 5 %
 LOADGEN_SHARE = 0.05
 
@@ -86,7 +87,7 @@ def account(
             f"{achieved:.4g} answered; {timed.dropped} were dropped and "
             f"{timed.abandoned} never sent"
         )
-    warnings += _doubts(order, timed, subject.warmup, latencies, floor)
+    warnings += _doubts(order, timed, subject.warmup, latencies, lateness, floor)
     has_tail = sla is not None and queries > 0
     return LoadResult(
         target=subject.target,
@@ -172,6 +173,7 @@ def _doubts(
     timed: Timed,
     warmup: Warmup,
     latencies: npt.NDArray[np.float64],
+    lateness: npt.NDArray[np.float64],
     floor: Floor | None,
 ) -> list[str]:
     warnings = list(timed.notes)
@@ -182,6 +184,12 @@ def _doubts(
         warnings.append(
             f"sending a query costs {floor.p50_s * 1e6:.3g} us by itself, {share:.1%} of the "
             "median call"
+        )
+    late_s = percentile(lateness, 0.99) if len(lateness) else 0.0
+    if late_s and late_s > MAX_LATENESS * percentile(latencies, 0.99):
+        warnings.append(
+            f"queries were sent up to {late_s * 1e3:.3g} ms after they were due (99th "
+            "percentile), which the latencies include: the machine was busy, or woke up late"
         )
     mean_s = (timed.loadgen or {}).get("mean_latency_s")
     if mean_s is not None and len(latencies) and order.scenario is not Scenario.OFFLINE:
