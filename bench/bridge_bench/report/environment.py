@@ -138,7 +138,8 @@ def _tensors(found: object) -> str:
 def _flat(found: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
     """Names and values of a nested document; what is empty or unknown is left out."""
     for key, value in found.items():
-        name = f"{above}{key}".replace("_", " ")
+        # Names further in, such as those of tensors, are shown as they are written.
+        name = f"{above}{key}" if above else key.removesuffix("_bytes").replace("_", " ")
         if isinstance(value, Mapping):
             yield from _flat(value, f"{name}: ")
         elif isinstance(value, (list, tuple)):

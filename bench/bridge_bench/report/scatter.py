@@ -28,7 +28,7 @@ def scatter(record: SelectionRecord, looks: dict[str, Look]) -> Element | None:
     if all(speed is None for speed in speeds.values()):
         return None
     above = [error for error in errors.values() if error > 0 and math.isfinite(error)]
-    span = logarithmic([1.0, *above], number, margin=2.0, ticks=7)
+    span = logarithmic([1.0, *above], number, margin=2.0, ticks=5)
     x = Axis(
         low=span.low / 3,
         high=span.high * 1.5,

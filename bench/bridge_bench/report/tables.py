@@ -44,7 +44,6 @@ def arms(record: SelectionRecord) -> Element:
 
 
 def _ran(record: SelectionRecord, found: Sequence[ArmRecord]) -> Element:
-    several = len({arm.model for arm in found}) > 1
     reduced = any(arm.tier != "strict" for arm in found)
     peaks = any(arm.peak_memory_bytes is not None for arm in found)
     prepared = any(arm.prepare_s is not None for arm in found)
@@ -57,15 +56,13 @@ def _ran(record: SelectionRecord, found: Sequence[ArmRecord]) -> Element:
     names = ["arm", "status"]
     numbers = [*sizes, *(["prepare"] if prepared else []), "load", "memory"]
     numbers += [*(["peak"] if peaks else []), "max error"]
-    names += [*(["model"] if several else []), *(["tier"] if reduced else []), *numbers]
+    names += [*(["tier"] if reduced else []), *numbers]
     body = []
     for arm in found:
         cells = [
             tag("th", name(arm.id), *_marks(arm), scope="row"),
             tag("td", _badge(arm.status)),
         ]
-        if several:
-            cells.append(tag("td", record.models[arm.model].name))
         if reduced:
             cells.append(tag("td", arm.tier))
         cells += [_median(arm.bucket(bucket.rows)) for bucket in timed]
@@ -114,10 +111,10 @@ def _why(arm: ArmRecord) -> Element | None:
     if not reason or arm.status in {"won", "tied", "undecided", "eliminated"}:
         return None
     if arm.error is None:
-        return tag("span", reason)
+        return tag("div", reason)
     message, fix = str(arm.error.get("message", "")), str(arm.error.get("fix", "") or "")
     parts = [text for text in (message if message != reason else "", fix) if text]
-    return tag("span", reason, *(tag("span", text, class_="soft block") for text in parts))
+    return tag("div", reason, *(tag("div", text) for text in parts))
 
 
 def _skipped(rule: str, found: Sequence[ArmRecord]) -> Element:

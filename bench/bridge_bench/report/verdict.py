@@ -234,7 +234,8 @@ def under_load(record: SelectionRecord) -> Element | None:
             )
         )
         if one.reason:
-            body.append(tag("tr", tag("td", one.reason, colspan=10), class_="why"))
+            why = tag("td", tag("div", one.reason), colspan=10)
+            body.append(tag("tr", why, class_="why"))
     numbers = ("queries", "p50", "p90", "p99", "p99 at most")
     return section(
         "Under a load generator",
