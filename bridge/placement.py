@@ -7,13 +7,29 @@ import ctypes
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bridge import staging
-from bridge.manifest import sync
+from bridge.manifest import reason, sync
 
-__all__ = ["fill", "install"]
+__all__ = ["fill", "install", "obstacle"]
+
+
+def obstacle(target: Path, foreign: Callable[[Path, set[str]], str | None]) -> str | None:
+    """Why a folder cannot get a name, as the end of a sentence; ``None`` if it can.
+
+    Args:
+        target: The name, absolute.
+        foreign: Called for a folder that is there and not empty, with its names; says why
+            it is to be kept, ``None`` if it may be replaced.
+    """
+    while True:
+        before = _identity(target)
+        problem = _obstacle(target, foreign)
+        if problem is None or _identity(target) == before:
+            return problem  # else another process replaced the folder while it was looked at
 
 
 def fill(folder: Path, contents: Mapping[str, Path | bytes]) -> None:
@@ -71,6 +87,51 @@ def install(staged: Path, target: Path, check: Callable[[Path], None]) -> None:
     # not outlive a power cut.
     with contextlib.suppress(OSError):
         sync(target.parent)
+
+
+def _obstacle(target: Path, foreign: Callable[[Path, set[str]], str | None]) -> str | None:
+    try:
+        about = target.lstat()
+    except FileNotFoundError:
+        there = next(parent for parent in target.parents if os.path.lexists(parent))
+        if not there.is_dir():
+            return f"'{there}' is not a folder"
+        return None if os.access(there, os.W_OK | os.X_OK) else f"'{there}' may not be written to"
+    except (OSError, ValueError) as error:
+        return reason(error)
+    if stat.S_ISLNK(about.st_mode):
+        return "it is a symbolic link"
+    if not stat.S_ISDIR(about.st_mode):
+        return "it is not a folder"
+    if target.is_mount():
+        return "it is a mount point, which nothing can take the place of"
+    if _is_around_us(target):
+        return "it is the current folder, or holds it, and would be replaced as a whole"
+    try:
+        names = {item.name for item in target.iterdir()}
+        problem = foreign(target, names) if names else None
+    except OSError as error:
+        return reason(error)
+    if problem is None and not os.access(target.parent, os.W_OK | os.X_OK):
+        return f"'{target.parent}' may not be written to"
+    return problem
+
+
+def _is_around_us(folder: Path) -> bool:
+    """Whether it is the current folder, or one above that."""
+    try:
+        current = Path.cwd()
+    except FileNotFoundError:
+        return False
+    return Path(os.path.realpath(folder)) in (current, *current.parents)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        about = path.lstat()
+    except (OSError, ValueError):
+        return None
+    return about.st_dev, about.st_ino
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -140,8 +140,8 @@ def write(
     consistency.check(record)
     _check_files(record, files)
     text = _text(to_document(record))
+    check_target(folder)
     target = Path(os.path.abspath(folder))  # noqa: PTH100 - links in the path are to be kept
-    check_target(target)
     staged = target.parent / f".{target.name}.{secrets.token_hex(8)}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -166,15 +166,18 @@ def check_target(folder: Path) -> None:
     """Refuses a folder that ``write`` would not replace; to be asked before hours of work.
 
     Raises:
-        RecordNotWritten: It is a file or a link, holds something besides a record, or
-            nothing can be created there.
+        RecordNotWritten: It is a file or a link, holds something besides a record, cannot
+            change its name, or nothing can be created there.
     """
-    target = Path(os.path.abspath(folder))  # noqa: PTH100 - as in write
-    while True:
-        before = _identity(target)
-        problem = _problem(target)
-        if problem is None or _identity(target) == before:
-            break  # else another process replaced the folder while it was looked at
+    try:
+        target = Path(os.path.abspath(folder))  # noqa: PTH100 - as in write
+    except FileNotFoundError:
+        raise RecordNotWritten(
+            f"the record cannot be written to '{folder}': the current folder was removed.",
+            fix="Pass an absolute path.",
+            path=str(folder),
+        ) from None
+    problem = placement.obstacle(target, _foreign)
     if problem is not None:
         raise RecordNotWritten(
             f"the record cannot be written to '{folder}': {problem}.",
@@ -198,7 +201,14 @@ def read(path: str | os.PathLike[str]) -> SelectionRecord:
         InvalidRecord: It is truncated, was changed, or is not consistent.
         UnsupportedRecord: It is of a later version, or something else.
     """
-    given = Path(os.path.abspath(path))  # noqa: PTH100 - links in the path are to be kept
+    try:
+        given = Path(os.path.abspath(path))  # noqa: PTH100 - links in the path are to be kept
+    except FileNotFoundError:
+        raise ModelNotFound(
+            f"there is no record at '{path}': the current folder was removed.",
+            fix="Pass an absolute path.",
+            model=str(path),
+        ) from None
     file = given / NAME if given.is_dir() else given
     data = _bytes(file.parent, file.name, _MOST_BYTES, "the record")
     try:
@@ -376,43 +386,15 @@ def _check_schema(found: object, path: str | os.PathLike[str]) -> None:
     )
 
 
-def _problem(target: Path) -> str | None:
-    try:
-        about = target.lstat()
-    except FileNotFoundError:
-        there = next(parent for parent in target.parents if os.path.lexists(parent))
-        if not there.is_dir():
-            return f"'{there}' is not a folder"
-        return None if os.access(there, os.W_OK | os.X_OK) else f"'{there}' may not be written to"
-    except (OSError, ValueError) as error:
-        return reason(error)
-    if stat.S_ISLNK(about.st_mode):
-        return "it is a symbolic link"
-    if not stat.S_ISDIR(about.st_mode):
-        return "it is not a folder"
-    try:
-        names = {item.name for item in target.iterdir()}
-        if not names:
-            return None
-        if NAME not in names:
-            return f"it holds '{min(names)}' and no {NAME}"
-        with (target / NAME).open("rb") as stream:
-            if SCHEMA.rpartition("/")[0].encode() not in stream.read(4096):
-                return f"its {NAME} is no selection record"
-        extra = names - _DERIVED - _attached(target)
-    except OSError as error:
-        return reason(error)
-    if extra:
-        return f"it holds '{min(extra)}', which is no part of the record there"
-    return None if os.access(target.parent, os.W_OK | os.X_OK) else "its parent is read-only"
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    try:
-        about = path.lstat()
-    except (OSError, ValueError):
-        return None
-    return about.st_dev, about.st_ino
+def _foreign(target: Path, names: set[str]) -> str | None:
+    """Why a folder is not simply an older record; ``None`` if it is."""
+    if NAME not in names:
+        return f"it holds '{min(names)}' and no {NAME}"
+    with (target / NAME).open("rb") as stream:
+        if SCHEMA.rpartition("/")[0].encode() not in stream.read(4096):
+            return f"its {NAME} is no selection record"
+    extra = names - _DERIVED - _attached(target)
+    return f"it holds '{min(extra)}', which is no part of the record there" if extra else None
 
 
 def _attached(folder: Path) -> set[str]:

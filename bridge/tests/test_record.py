@@ -457,6 +457,32 @@ def test_other_things_are_not_replaced(
         recording.check_target(target)
 
 
+def test_a_folder_in_use_is_not_replaced(
+    record: SelectionRecord,
+    write: Callable[..., Path],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(folder / "models")
+    for named in (Path(), Path(".."), folder):
+        with pytest.raises(RecordNotWritten, match="cannot be written"):
+            write(record, named)
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == folder)
+    with pytest.raises(RecordNotWritten, match="is a mount point"):
+        write(record, folder)
+    assert recording.read(folder)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(RecordNotWritten, match="the current folder was removed"):
+        write(record, Path("out"))
+    with pytest.raises(ModelNotFound, match="the current folder was removed"):
+        recording.read("out")
+    write(record, tmp_path / "out")
+    write(record, tmp_path / "out")
+
+
 def test_empty_and_damaged_folders_are_replaced(
     record: SelectionRecord, write: Callable[..., Path], folder: Path, tmp_path: Path
 ) -> None:
