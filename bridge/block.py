@@ -67,13 +67,9 @@ class Block:
         try:
             if os.fstat(self.file).st_size < size:
                 os.ftruncate(self.file, size)
-            self._see(size)
-        except (OSError, ValueError, OverflowError) as error:
-            raise OutOfMemory(
-                f"no {size} bytes of shared memory could be had: {error}.",
-                fix="Use smaller batches.",
-                size_bytes=size,
-            ) from error
+        except (OSError, OverflowError) as error:
+            raise _none_left(size, error) from error
+        self._see(size)
         return True
 
     def array(self, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -81,7 +77,7 @@ class Block:
 
         Raises:
             ValueError, TypeError: It lies outside of the file.
-            OSError: The system does not map it.
+            OutOfMemory: The system does not map it.
         """
         if offset < 0 or any(length < 0 for length in shape):  # numpy would not notice
             raise ValueError(f"there is no array of shape {shape} at {offset}.")
@@ -101,5 +97,16 @@ class Block:
         return max(size_bytes, 2 * self._size, _MIN_BYTES)
 
     def _see(self, size: int) -> None:
-        self._map = mmap.mmap(self.file, size) if size else None
+        try:
+            self._map = mmap.mmap(self.file, size) if size else None
+        except (OSError, ValueError, OverflowError) as error:
+            raise _none_left(size, error) from error
         self._size = size
+
+
+def _none_left(size: int, error: Exception) -> OutOfMemory:
+    return OutOfMemory(
+        f"no {size} bytes of shared memory could be had: {error}.",
+        fix="Use smaller batches.",
+        size_bytes=size,
+    )

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from bridge import message
@@ -71,12 +70,12 @@ class Lane:
             OSError: The process has no file descriptors left.
         """
         self.is_idle = True
-        self._plans: dict[Any, _Plan | None] = {}
-        self._known: dict[int, _Views] = {}
-        self._is_running = is_running
         self._files: list[int] = []
         self._blocks: list[Block] = []
         self._theirs: list[int] = []
+        self._plans: dict[Any, _Plan | None] = {}
+        self._known: dict[int, _Views] = {}
+        self._is_running = is_running
         try:
             theirs, self._requests = self._pipe()
             self._answers, their_answers = self._pipe()
@@ -126,7 +125,7 @@ class Lane:
             data = _packed(_MESSAGE, {"outputs": list(outputs)}, inputs)
         else:
             for name, view in plan.views:
-                np.copyto(view, inputs[name])
+                view[...] = inputs[name]
             data = plan.definition or plan.header
         self.is_idle = False
         self._write(data, deadline)
@@ -163,6 +162,9 @@ class Lane:
         self._plans, self._known = {}, {}
         for block in self._blocks:
             block.close()
+
+    def __del__(self) -> None:
+        self.close()  # descriptors of a lane that an interrupt lost
 
     def _pipe(self) -> tuple[int, int]:
         ends = os.pipe()
@@ -289,7 +291,7 @@ def _reply(results: Arrays, block: Block, known: dict[Any, tuple[bytes, _Views]]
     if found is not None:
         header, views = found
         for name, view in views.items():
-            np.copyto(view, results[name])
+            view[...] = results[name]
         return header
     if DType.STRING in [message.dtype_of(name, array) for name, array in results.items()]:
         return _packed(_MESSAGE, {}, results)
@@ -301,7 +303,7 @@ def _reply(results: Arrays, block: Block, known: dict[Any, tuple[bytes, _Views]]
     number = len(known)  # 0 makes the parent forget the others
     views = _views({"arrays": items}, block)
     for name, view in views.items():
-        np.copyto(view, results[name])
+        view[...] = results[name]
     known[key] = _HEADER.pack(_PLANNED, number, 0), views
     definition = json.dumps({"arrays": items}).encode()
     return _HEADER.pack(_PLANNED, number, len(definition)) + definition

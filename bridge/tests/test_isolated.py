@@ -87,6 +87,7 @@ class Player(bridge.Predictor):
             self.running += 1
             self.most = max(self.most, self.running)
         if act == HANG:
+            os.write(2, b"hanging\n")
             time.sleep(600)
         if act == NAP:
             time.sleep(0.4)
@@ -195,11 +196,15 @@ def entries(folder: str | Path) -> int:
     return len(list(Path(folder).iterdir()))
 
 
-def wait_for_end(process: int) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
-    while is_running(process):
-        assert time.monotonic() < deadline, "the child is still there"
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def wait_for_end(process: int) -> None:
+    wait_until(lambda: not is_running(process))
 
 
 def test_it_answers_like_any_predictor(shared: IsolatedPredictor) -> None:
@@ -307,8 +312,8 @@ def test_a_crash_is_an_error_of_the_calls_in_flight_only(load: Load) -> None:
     with load(lanes=2) as predictor, ThreadPoolExecutor(1) as pool:
         predictor.predict(X)
         before = pid(predictor)
-        other = pool.submit(predictor.predict, {"x": HANG["x"]})
-        time.sleep(0.2)
+        other = pool.submit(predictor.predict, HANG)
+        wait_until(lambda: "hanging" in predictor._supervisor.worker._child.log_tail())
         with pytest.raises(WorkerDied, match="by signal SIGABRT") as caught:
             predictor.predict(ABORT)
         assert "about to abort" in caught.value.detail["log"]
@@ -412,19 +417,20 @@ def test_a_predictor_that_crashes_for_good(load: Load, monkeypatch: pytest.Monke
 
 
 def test_a_hang_ends_at_the_deadline(load: Load) -> None:
-    with load(timeout_s=0.4, lanes=2) as predictor:
+    with load(timeout_s=0.6, lanes=2) as predictor:
         before = pid(predictor)
-        with ThreadPoolExecutor(1) as pool:
-            late = pool.submit(predictor.predict, HANG)
-            time.sleep(0.2)
-            with pytest.raises((WorkerDied, PredictTimeout), match=r"longer than 0.4 s|within 0"):
-                predictor.predict(HANG)
-            with pytest.raises(PredictTimeout, match="'predict' within 0.4 s"):
-                late.result()
+        with ThreadPoolExecutor(2) as pool:
+            late = [pool.submit(predictor.predict, HANG) for _ in range(2)]
+            errors = [one.exception() for one in late]
+        assert any(isinstance(one, PredictTimeout) for one in errors)
+        for one in errors:  # the other is late as well, or lost its process to the first
+            assert "another call took longer than 0.6 s" in str(one) or isinstance(
+                one, PredictTimeout
+            )
         assert not is_running(before)
         assert predictor.predict(X)["y"].tolist() == [2, 4, 6]
         os.kill(pid(predictor), signal.SIGSTOP)
-        with pytest.raises(PredictTimeout):
+        with pytest.raises(PredictTimeout, match="'predict' within 0.6 s"):
             predictor.predict({"x": np.zeros(5, np.float32)})
         assert predictor.predict(X)["y"].tolist() == [2, 4, 6]
 
@@ -433,7 +439,7 @@ def test_closing_waits_for_running_calls(load: Load) -> None:
     predictor = load(lanes=1)
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(predictor.predict, NAP) for _ in range(2)]  # one has no lane yet
-        time.sleep(0.2)
+        wait_until(lambda: len(predictor._calls) == 2)
         predictor.close()
         predictor.close()
         with pytest.raises(PredictorClosed):
@@ -464,10 +470,9 @@ def test_an_interrupt_leaves_it_usable(load: Load) -> None:
         before = pid(predictor)
         predictor.predict(X)
         timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            predictor.predict(NAP)
-        timer.join()
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it may come at any time
+            timer.start()
+            predictor.predict(HANG)
         assert predictor.predict(X)["y"].tolist() == [2, 4, 6]
         assert pid(predictor) == before
         # A lane that an interrupt lost is replaced.
@@ -546,10 +551,7 @@ def test_lanes_leave_no_descriptors_in_either_process(site: Path, tmp_path: Path
             lane = worker.open_lane()
             assert lane.call(X, ("y",), 10.0)["y"].tolist() == [2, 4, 6]
             lane.close()
-        deadline = time.monotonic() + 10
-        while held() != before and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert held() == before
+        wait_until(lambda: held() == before)
 
 
 RUN = """
