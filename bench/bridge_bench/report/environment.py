@@ -36,14 +36,18 @@ def models(record: SelectionRecord) -> Element:
         "inputs": _tensors(record.signature.get("inputs")),
         "outputs": _tensors(record.signature.get("outputs")),
     }
-    profile = dict(_flat(record.profile))
+    profile = {
+        key.replace("_", " "): _listed(value)
+        for key, value in record.profile.items()
+        if value not in (None, {}, [], ())
+    }
     return section(
         "Model and inputs",
         *parts,
         tag("h3", "Signature"),
         facts(shape, class_="wide"),
         tag("h3", "Inputs that were made") if profile else None,
-        facts(profile) if profile else None,
+        facts(profile, class_="wide") if profile else None,
     )
 
 
@@ -150,11 +154,20 @@ def _flat(found: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]
             yield name, size(value) if is_size else _text(value)
 
 
+def _listed(value: object) -> str:
+    """A value of the profile; for values by tensor, all of them in a line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_text(one)}" for name, one in value.items())
+    return _text(value)
+
+
 def _text(value: object) -> str:
     if value is None:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_text, value))
     if isinstance(value, Mapping):
         return " ".join(f"{key}={_text(one)}" for key, one in value.items())
     return str(value)
