@@ -281,6 +281,15 @@ def test_overload_ends_soon_and_says_so(actor: load.Session) -> None:
     assert not found.is_good
 
 
+def test_a_run_may_end_after_so_many_late_queries(actors: Actors) -> None:
+    found = actors("own").run(
+        scenario=load.Scenario.SERVER, qps=100, sla=(0.5, 0.001), duration_s=30, max_late=7
+    )
+    assert found.verdict is not None
+    assert (found.verdict.queries, found.verdict.late) == (7, 7)
+    assert found.abandoned == 0
+
+
 @pytest.mark.parametrize("issuer", ISSUERS)
 def test_a_failing_call_completes_its_sample_and_marks_the_run(act: Any, issuer: str) -> None:
     with load.Session(act("fails"), issuer=issuer) as running:
@@ -375,13 +384,13 @@ def test_auto_takes_loadgen_where_its_cost_does_not_matter(
     monkeypatch.setattr(floor, "server_floor", lambda *_: costly)
     issuer, reason = running._choose(server, 100.0, None, 1)
     assert issuer is Issuer.OWN
-    assert "adds 100 us" in reason
+    assert "adds 100 µs" in reason
     assert "of the median call" in reason
     late = dataclasses.replace(CHEAP, p99_s=2e-4)
     monkeypatch.setattr(floor, "server_floor", lambda *_: late)
     issuer, reason = running._choose(server, 100.0, load.Sla(0.99, 0.005), 1)
     assert issuer is Issuer.OWN
-    assert "4.0% of the latency allowed" in reason
+    assert "4 % of the latency allowed" in reason
 
 
 @needs_loadgen

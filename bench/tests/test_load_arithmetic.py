@@ -20,6 +20,7 @@ from bridge_bench.load.detail_log import parse
 from bridge_bench.load.result import Floor
 from bridge_bench.load.scenario import Order, scenario_of
 from bridge_bench.load.schedule import loadgen_arrivals, poisson_arrivals
+from bridge_bench.load.sla import late_to_fail
 
 SLA = Sla(0.99, 0.005)
 
@@ -49,6 +50,17 @@ def test_verdicts_are_those_of_the_binomial(queries: int, late: int, percentile:
         assert found.status == "undecided"
         assert found.more is not None
         assert judge(Sla(percentile, 1.0), queries + found.more, late).status == "met"
+
+
+@pytest.mark.parametrize("percentile", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("queries", [5, 100, 1000])
+def test_so_many_late_queries_disprove_a_promise(percentile: float, queries: int) -> None:
+    sla = Sla(percentile, 1.0)
+    late = late_to_fail(sla, queries)
+    assert judge(sla, queries, late - 1).status != "not_met"
+    if late <= queries:
+        assert judge(sla, queries, late).status == "not_met"
+        assert judge(sla, late, late).status == "not_met"
 
 
 def test_names_of_promises_and_scenarios() -> None:
@@ -194,7 +206,7 @@ def test_an_account_of_a_good_run() -> None:
     assert found.warnings == ("mind",)
     dear = dataclasses.replace(floor, p50_s=1e-4)
     found = account(SUBJECT, SERVER, timed(), 0, None, floor=dear, issuer_reason="so")
-    assert "costs 100 us by itself, 10.0% of the median call" in found.warnings[-1]
+    assert "costs 100 µs by itself, 10 % of the median call" in found.warnings[-1]
 
 
 def test_queries_that_were_sent_late_are_told() -> None:

@@ -265,7 +265,7 @@ def _as_recorded(profile: InputProfile, record: SelectionRecord) -> InputProfile
 
 
 def _show(result: LoadResult, peak: Peak | None) -> None:
-    from bridge_cli import units
+    from bridge_bench import units
     from bridge_cli.render import facts, print_line, print_table
 
     info = result.info
@@ -328,7 +328,7 @@ def _rows(count: int) -> str:
 
 
 def _times(name: str, found: Latency | None) -> tuple[str, ...]:
-    from bridge_cli import units
+    from bridge_bench import units
 
     if found is None:
         return (name, "0", *("-",) * 7)
@@ -345,7 +345,7 @@ def _times(name: str, found: Latency | None) -> tuple[str, ...]:
 
 
 def _show_probes(peak: Peak) -> None:
-    from bridge_cli import units
+    from bridge_bench import units
     from bridge_cli.render import print_line, print_table
 
     print_table(
@@ -371,7 +371,7 @@ _VERDICT = {"met": "met", "not_met": "not met", "undecided": "undecided"}
 
 
 def _show_verdict(result: LoadResult) -> None:
-    from bridge_cli import units
+    from bridge_bench import units
     from bridge_cli.render import print_line
 
     if result.verdict is None or result.sla is None:

@@ -15,6 +15,7 @@ from bridge_bench.load.result import Floor, Latency, LoadResult
 from bridge_bench.load.scenario import Order, Scenario
 from bridge_bench.load.sla import Sla, judge
 from bridge_bench.stats import percentile, percentile_upper
+from bridge_bench.units import duration, percent
 
 __all__ = ["Subject", "account"]
 
@@ -182,20 +183,18 @@ def _doubts(
     if floor is not None and floor.p50_s > MAX_FLOOR * warmup.median_s:
         share = floor.p50_s / warmup.median_s
         warnings.append(
-            f"sending a query costs {floor.p50_s * 1e6:.3g} us by itself, {share:.1%} of the "
+            f"sending a query costs {duration(floor.p50_s)} by itself, {percent(share)} of the "
             "median call"
         )
     late_s = percentile(lateness, 0.99) if len(lateness) else 0.0
     if late_s and late_s > MAX_LATENESS * percentile(latencies, 0.99):
         warnings.append(
-            f"queries were sent up to {late_s * 1e3:.3g} ms after they were due (99th "
+            f"queries were sent up to {duration(late_s)} after they were due (99th "
             "percentile), which the latencies include: the machine was busy, or woke up late"
         )
     mean_s = (timed.loadgen or {}).get("mean_latency_s")
     if mean_s is not None and len(latencies) and order.scenario is not Scenario.OFFLINE:
         ours = float(latencies.mean())
         if abs(mean_s - ours) > LOADGEN_SLACK_S + LOADGEN_SHARE * mean_s:
-            warnings.append(
-                f"LoadGen's mean latency is {mean_s * 1e3:.4g} ms, ours {ours * 1e3:.4g} ms"
-            )
+            warnings.append(f"LoadGen's mean latency is {duration(mean_s)}, ours {duration(ours)}")
     return warnings

@@ -154,6 +154,9 @@ class _OpenLoop:
         self._lock = threading.Lock()
         self._waiting: deque[int] = deque()
         self._next = 0
+        late_ns = None if order.sla_s is None else round(order.sla_s * 1e9)
+        self._late_ns = late_ns if order.max_late is not None else None
+        self._late = 0
         self._dropped = 0
         self._abandoned = 0
 
@@ -180,7 +183,17 @@ class _OpenLoop:
             index = self._turns[number % TURNS]
             started = perf_counter_ns()
             self._calls(index)
-            self._served.append((number, started, perf_counter_ns()))
+            ended = perf_counter_ns()
+            self._served.append((number, started, ended))
+            if self._late_ns is not None and ended - self._due[number] > self._late_ns:
+                self._count_late()
+
+    def _count_late(self) -> None:
+        with self._lock:
+            self._late += 1
+            if self._late == self._order.max_late:
+                self._waiting.clear()
+                self._next = len(self._due)
 
     def _take(self) -> int | None:
         """The query to serve next, waited for; ``None`` at the end."""

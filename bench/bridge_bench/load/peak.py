@@ -13,9 +13,10 @@ from bridge.signature import Signature
 from bridge_bench.load.result import LoadResult
 from bridge_bench.load.scenario import Scenario
 from bridge_bench.load.session import OptionValues, Progress, Session
-from bridge_bench.load.sla import Sla
+from bridge_bench.load.sla import Sla, late_to_fail
 from bridge_bench.profile import InputProfile
 from bridge_bench.stats import samples_needed
+from bridge_bench.units import duration
 
 __all__ = ["Peak", "Probe", "find_max_qps"]
 
@@ -215,11 +216,11 @@ class _Search:
 
     def conclusion(self) -> tuple[str, str]:
         """The status and a sentence."""
-        what = f"{self._sla.name} of at most {self._sla.latency_s * 1e3:.4g} ms"
+        what = f"{self._sla.name} of at most {duration(self._sla.latency_s)}"
         if self.low is None:
             best = self.best()
             seen = best.sla_latency_s
-            shown = "" if seen is None else f"; the best was {seen * 1e3:.4g} ms"
+            shown = "" if seen is None else f"; the best was {duration(seen)}"
             rates = [one.qps for one in self.probes]
             if self._is_out:
                 return "undecided", (
@@ -264,14 +265,16 @@ class _Search:
             self._is_out = True
             return None
         # The first is made in any case, as long as the budget allows.
-        rest_s = max(self._until - perf_counter(), MIN_PROBE_S)
+        duration_s = min(duration_s, max(self._until - perf_counter(), MIN_PROBE_S))
         result = self._session.run(
             scenario=Scenario.SERVER,
             qps=qps,
             sla=self._sla,
-            duration_s=min(duration_s, rest_s),
+            duration_s=duration_s,
             concurrency=self._concurrency,
             max_queue=self._max_queue,
+            # What is disproven need not be sent to its end.
+            max_late=late_to_fail(self._sla, math.ceil(qps * duration_s)),
             # Equal arrivals would fail or pass alike at rates near each other.
             seed=self._seed + len(self.probes),
         )

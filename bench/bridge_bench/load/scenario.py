@@ -52,6 +52,8 @@ class Order:
         samples_per_query: Samples of one MultiStream query.
         concurrency: Threads that call the predictor, except in SingleStream.
         max_queue: Queries of Server that may wait; a further one ends or fails.
+        max_late: Queries of Server over ``sla_s`` after which our own issuer stops; the
+            rest is not sent, and counts as nothing.
         seed: Of samples and arrivals.
         timeout_s: After this time the child gives up.
     """
@@ -66,6 +68,7 @@ class Order:
     samples_per_query: int = 8
     concurrency: int = 1
     max_queue: int = MIN_QUEUE
+    max_late: int | None = None
     seed: int = 0
     timeout_s: float = 60.0
 

@@ -21,6 +21,7 @@ from bridge_bench.load.result import Floor, LoadResult
 from bridge_bench.load.scenario import MIN_QUEUE, Issuer, Order, Scenario, scenario_of
 from bridge_bench.load.sla import Sla
 from bridge_bench.profile import InputProfile
+from bridge_bench.units import duration, percent
 
 __all__ = ["Session", "run"]
 
@@ -206,10 +207,14 @@ class Session:
         samples_per_query: int = 8,
         concurrency: int = 1,
         max_queue: int | None = None,
+        max_late: int | None = None,
         seed: int = 0,
         timeout_s: float | None = None,
     ) -> LoadResult:
-        """One run; arguments and errors as for ``bridge_bench.load.run``."""
+        """One run; arguments and errors as for ``bridge_bench.load.run``.
+
+        ``max_late`` ends a run of our own issuer in ``server`` after so many late queries.
+        """
         if isinstance(sla, tuple):
             sla = Sla(*sla)
         issuer, reason = self._choose(scenario, qps, sla, concurrency)
@@ -228,6 +233,7 @@ class Session:
             samples_per_query=samples_per_query,
             concurrency=concurrency,
             max_queue=max_queue,
+            max_late=max_late,
             seed=seed,
         )
         order = dataclasses.replace(order, timeout_s=timeout_s or self._timeout_s(order))
@@ -274,12 +280,12 @@ class Session:
         for what, cost_s, limit_s in limits:
             if cost_s > MAX_FLOOR * limit_s:
                 return Issuer.OWN, (
-                    f"LoadGen's server scenario adds {cost_s * 1e6:.3g} us, "
-                    f"{cost_s / limit_s:.1%} of the {what}; at most {MAX_FLOOR:.0%} is let pass"
+                    f"LoadGen's server scenario adds {duration(cost_s)}, "
+                    f"{percent(cost_s / limit_s)} of the {what}; at most {percent(MAX_FLOOR)} is let pass"
                 )
         return Issuer.LOADGEN, (
-            f"LoadGen's server scenario adds {floor.p50_s * 1e6:.3g} us, less than "
-            f"{MAX_FLOOR:.0%} of the median call"
+            f"LoadGen's server scenario adds {duration(floor.p50_s)}, less than "
+            f"{percent(MAX_FLOOR)} of the median call"
         )
 
     def _timeout_s(self, order: Order) -> float:

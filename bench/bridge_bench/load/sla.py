@@ -9,7 +9,7 @@ from typing import Any
 from bridge.errors import OptionError
 from bridge_bench.stats import samples_needed
 
-__all__ = ["Sla", "SlaVerdict", "judge"]
+__all__ = ["Sla", "SlaVerdict", "judge", "late_to_fail"]
 
 CONFIDENCE = 0.95
 
@@ -81,14 +81,10 @@ def judge(sla: Sla, queries: int, late: int, *, confidence: float = CONFIDENCE) 
         late: Those over the limit.
         confidence: Of each of the two conclusions.
     """
-    from scipy.special import bdtrc
-
     needed = samples_needed(sla.percentile, late, confidence)
     if queries >= needed:
         return SlaVerdict(status="met", queries=queries, late=late, more=0, confidence=confidence)
-    # bdtrc(k, n, p) is P(Binomial(n, p) > k).
-    at_least = float(bdtrc(late - 1, queries, 1 - sla.percentile)) if late else 1.0
-    if at_least <= 1 - confidence:
+    if _at_least(late, queries, sla) <= 1 - confidence:
         return SlaVerdict(
             status="not_met", queries=queries, late=late, more=None, confidence=confidence
         )
@@ -99,3 +95,27 @@ def judge(sla: Sla, queries: int, late: int, *, confidence: float = CONFIDENCE) 
         more=needed - queries,
         confidence=confidence,
     )
+
+
+def late_to_fail(sla: Sla, queries: int, *, confidence: float = CONFIDENCE) -> int:
+    """Fewest late queries among ``queries`` that disprove the promise.
+
+    Among fewer queries they disprove it all the more, so that a run may end there.
+    ``queries + 1`` if no number of them does.
+    """
+    low, high = 0, queries + 1  # low is too few
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _at_least(middle, queries, sla) <= 1 - confidence:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _at_least(late: int, queries: int, sla: Sla) -> float:
+    """Probability of so many late queries or more, if the promise were just kept."""
+    from scipy.special import bdtrc
+
+    # bdtrc(k, n, p) is P(Binomial(n, p) > k).
+    return float(bdtrc(late - 1, queries, 1 - sla.percentile)) if late else 1.0
