@@ -1,7 +1,8 @@
 """Packages that AOTInductor builds of exported programs, kept in the bridge's cache.
 
 A package is native code. It is only loaded from an entry of the cache, which the bridge
-has built itself and compares byte by byte, so that no trust has to be given for it.
+has built itself and compares byte by byte, so that no trust has to be given for it. Texts
+of the program, which might get into the source of that code, are kept out of it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from bridge.cache import default_cache
 from bridge.cpus import cpu_flags
 from bridge.device import CPU, Device
-from bridge.errors import ShapeMismatch, UnsupportedModel
+from bridge.errors import ShapeMismatch, UnsupportedModel, UntrustedModel
 from bridge.model import ModelRef
 from bridge_torch.program import Program, quiet
 
@@ -30,6 +31,9 @@ _PLAIN_GUARD = re.compile(
     r"L\['\w+'\]\.size\(\)\[\d+\] (==|<=|>=|<|>) (L\['\w+'\]\.size\(\)\[\d+\]|\d+)"
 )
 _ANY_SIZE = 2**63 - 1
+# Words for modes, names of dtypes, and equations such as "bij,bjk->bik".
+_PLAIN_TEXT = re.compile(r"[\w ,.:>-]*")
+_NOTES = ("stack_trace", "nn_module_stack", "torch_fn", "source_fn_stack", "from_node", "custom")
 # The compiler of torch keeps its settings in globals.
 _building = threading.Lock()
 
@@ -57,9 +61,11 @@ def packaged(
     Raises:
         UnsupportedModel: It passes more than tensors, or writes to its inputs, or has sizes
             that compiled code would not check.
+        UntrustedModel: An operator has a text that might become code of its own.
         Exception: Whatever torch's compiler raises.
     """
     checked = _checks(exported, named)
+    _without_texts(exported, model)
     with quiet(r"`torch\.jit\.\w+` is (deprecated|not supported)"):
         import torch
         import torch._inductor
@@ -96,6 +102,25 @@ def packaged(
         return run([tensor for tensor in tensors if isinstance(tensor, torch.Tensor)])
 
     return replace(named, call=call)
+
+
+def _without_texts(exported: Any, model: ModelRef) -> None:
+    """Removes notes, which a compiler may write into comments, and refuses odd arguments."""
+    from torch.fx import GraphModule
+    from torch.utils import _pytree as pytree
+
+    for module in exported.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+            for note in _NOTES:
+                node.meta.pop(note, None)
+            for value in pytree.tree_leaves((node.args, node.kwargs)):
+                if isinstance(value, str) and not _PLAIN_TEXT.fullmatch(value) and not model.trust:
+                    raise UntrustedModel(
+                        f"the operator {node.target} has the text {value[:60]!r}, which might get "
+                        "into the code that is compiled.",
+                        fix="Pass trust=True if you know who made the file, or use eager.",
+                        model=model.name,
+                    )
 
 
 def _checks(exported: Any, named: Program) -> Call:

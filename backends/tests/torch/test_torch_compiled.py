@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import threading
@@ -15,11 +16,13 @@ import pytest
 import bridge
 from bridge.cache import default_cache
 from bridge.errors import OptionError, ShapeMismatch, UnsupportedModel, UntrustedModel
+from bridge.loading import open_model
+from bridge.model import ModelRef
 
 torch = pytest.importorskip("torch")
 
 from bridge_torch.exported import of_exported  # noqa: E402
-from bridge_torch.package import _checks  # noqa: E402
+from bridge_torch.package import _checks, _without_texts  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None, reason="torch's compiler needs g++, which is not installed"
@@ -122,6 +125,19 @@ def test_conditions_that_ranges_do_not_hold_are_asked_in_each_call() -> None:
     check(torch.zeros(12))
     with pytest.raises(AssertionError, match="Guard failed"):
         check(torch.zeros(13))
+
+
+def test_texts_of_a_program_do_not_get_into_code() -> None:
+    exported = program()
+    model = ModelRef(format=open_model(exported).format, path=Path("net.pt2"))
+    _without_texts(exported, model)
+    nodes = list(exported.graph.nodes)
+    assert not any("stack_trace" in node.meta for node in nodes)
+    node = next(node for node in nodes if node.op == "call_function")
+    node.kwargs = {**node.kwargs, "mode": '"; system("id"); "'}
+    with pytest.raises(UntrustedModel, match="might get into the code"):
+        _without_texts(exported, model)
+    _without_texts(exported, dataclasses.replace(model, trust=True))
 
 
 def test_programs_that_compiled_code_would_not_check_are_refused() -> None:
