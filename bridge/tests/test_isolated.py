@@ -87,7 +87,7 @@ class Player(bridge.Predictor):
             self.running += 1
             self.most = max(self.most, self.running)
         if act == HANG:
-            os.write(2, b"hanging\n")
+            os.write(2, b"hanging\\n")
             time.sleep(600)
         if act == NAP:
             time.sleep(0.4)
