@@ -18,7 +18,7 @@ from bridge import errors
 from bridge_cli import exit_codes
 
 COMMANDS = (
-    "doctor", "inspect", "run", "compare", "report", "compare-records", "bench",
+    "doctor", "inspect", "run", "compare", "select", "report", "compare-records", "bench",
     "convert", "options", "conform",
 )  # fmt: skip
 CACHE_COMMANDS = ("ls", "rm", "verify")
