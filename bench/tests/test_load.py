@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -323,6 +325,29 @@ def test_a_crash_is_an_error_with_the_last_output(act: Any) -> None:
     assert "last words" in caught.value.detail["log"]
 
 
+def test_ctrl_c_ends_the_child_as_well(act: Any, site: Path) -> None:
+    code = """
+import os, sys
+from bridge_bench import load
+load.run(sys.argv[1], issuer="own", duration_s=60, progress=lambda line: print(line, flush=True))
+"""
+    words = [sys.executable, "-c", code, str(act("sleeps"))]
+    with subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as running:
+        assert running.stdout is not None
+        assert any("single_stream, 60 s" in line for line in running.stdout)
+        os.killpg(running.pid, signal.SIGINT)
+        _, errors = running.communicate(timeout=20)
+        assert "KeyboardInterrupt" in errors
+    with pytest.raises(ProcessLookupError):  # nobody is left in the group
+        os.killpg(running.pid, 0)
+
+
 def test_errors_of_loading_and_of_inputs_are_themselves(act: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound):
         load.run(tmp_path / "none.act")
@@ -380,17 +405,20 @@ def test_auto_takes_loadgen_where_its_cost_does_not_matter(
     server = load.Scenario.SERVER
     assert running._choose(server, 100.0, None, 1)[0] is Issuer.LOADGEN
     assert running._choose(load.Scenario.OFFLINE, None, None, 1)[0] is Issuer.LOADGEN
+    running._floors.clear()
     costly = dataclasses.replace(CHEAP, p50_s=1e-4, p99_s=2e-4)
     monkeypatch.setattr(floor, "server_floor", lambda *_: costly)
     issuer, reason = running._choose(server, 100.0, None, 1)
     assert issuer is Issuer.OWN
     assert "adds 100 µs" in reason
     assert "of the median call" in reason
+    running._floors.clear()
     late = dataclasses.replace(CHEAP, p99_s=2e-4)
     monkeypatch.setattr(floor, "server_floor", lambda *_: late)
     issuer, reason = running._choose(server, 100.0, load.Sla(0.99, 0.005), 1)
     assert issuer is Issuer.OWN
     assert "4 % of the latency allowed" in reason
+    running._floors.clear()
 
 
 @needs_loadgen

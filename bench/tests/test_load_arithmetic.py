@@ -213,7 +213,7 @@ def test_queries_that_were_sent_late_are_told() -> None:
     late = timed()
     late.issued = late.scheduled + MS // 2
     found = account(SUBJECT, SERVER, late, 0, None, floor=None, issuer_reason="")
-    assert "sent up to 0.5 ms after they were due" in found.warnings[-1]
+    assert "sent up to 500 µs after they were due" in found.warnings[-1]
     assert found.lateness is not None
     assert found.lateness.p50_s == pytest.approx(0.0005)
 

@@ -29,7 +29,7 @@ __all__ = ["run"]
 SPIN_NS = 200_000  # more than a sleep oversleeps on an idle machine, about 60 us
 LEAD_NS = 2_000_000  # from the start to the first instant of the schedule
 TURNS = 4096  # numbers of samples drawn ahead, then repeated
-MAX_CALLS = 5_000_000  # whose times are kept; a closed loop ends there
+MAX_CALLS = 2_000_000  # whose times are kept; a closed loop ends there
 
 
 def run(order: Order, calls: Calls) -> Timed:
