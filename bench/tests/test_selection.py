@@ -58,7 +58,7 @@ class Actor(bridge.Predictor):
         self.calls += 1
         x = inputs["x"]
         rows = len(x)
-        # Far apart, so that no load of the machine that runs the tests can turn them round.
+        # Far apart, so that no load of the machine that runs the tests turns them round.
         base = {"plain": 6e-3, "quick": 5e-4, "slow": 4e-2}.get(self.act, 5e-4)
         if self.act == "small":  # best with few rows
             base = 3e-4 * rows
@@ -66,7 +66,6 @@ class Actor(bridge.Predictor):
             base = 2e-3
         if self.act == "jagged":  # a large call costs more than its pieces
             base = 3e-4 if rows <= 4 else 1e-2
-        ends = time.perf_counter() + base
         if self.act == "crash":
             os.write(2, b"about to abort\\n")
             os.abort()
@@ -74,8 +73,7 @@ class Actor(bridge.Predictor):
             os.abort()
         if self.act == "hang":
             time.sleep(600)
-        while time.perf_counter() < ends:
-            pass
+        time.sleep(base)  # not spinning: whoever else wants the processor may have it
         y = x * np.float32(2)
         if self.act == "wrong":
             y = y + np.float32(0.01)
@@ -278,8 +276,8 @@ def test_throughput_counts_rows_of_several_callers(stage: Callable[[str], Path])
     assert record.decision.routes[0].arm == "stage/act=quick"
     found = record.arm("stage/act=quick").bucket(8)
     assert found is not None
-    # A call of 8 rows holds the interpreter for half a millisecond.
-    assert 0 < found.rows_per_s <= 16_000 * 1.05  # type: ignore[operator]
+    # Two callers, each with 8 rows in half a millisecond at best.
+    assert 0 < found.rows_per_s < 32_000  # type: ignore[operator]
 
 
 def test_a_dry_run_loads_nothing(stage: Callable[[str], Path]) -> None:
