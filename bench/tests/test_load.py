@@ -124,6 +124,7 @@ def _surroundings(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         patch.setenv("BRIDGE_PLUGINS", "acting")
         patch.setattr("tempfile.tempdir", str(scratch))
         patch.setattr(session, "WARMUP_S", 0.01)
+        patch.setattr(floor, "SERVER_S", 0.2)
         patch.setattr(floor, "server_floor", lambda *_: CHEAP)
         patch.setattr(floor, "single_stream_floor", lambda *_: CHEAP)
         yield
@@ -229,7 +230,7 @@ def test_server_counts_from_when_a_query_was_due(actor: load.Session) -> None:
 
 def test_equal_seeds_make_equal_arrivals(actor: load.Session) -> None:
     one, same, other = (
-        actor.run(scenario=load.Scenario.SERVER, qps=200, duration_s=0.2, seed=seed)
+        actor.run(scenario=load.Scenario.SERVER, qps=300, duration_s=0.1, seed=seed)
         for seed in (5, 5, 6)
     )
     assert one.seeds == same.seeds != other.seeds
@@ -503,8 +504,8 @@ def test_no_folder_for_temporary_files(act: Any, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def _short_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peak, "MIN_PROBE_S", 0.25)
-    monkeypatch.setattr(peak, "MAX_HALVINGS", 2)
+    monkeypatch.setattr(peak, "MIN_PROBE_S", 0.2)
+    monkeypatch.setattr(peak, "MAX_HALVINGS", 1)
 
 
 @pytest.mark.usefixtures("_short_probes")
