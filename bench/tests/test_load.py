@@ -414,9 +414,10 @@ def test_auto_takes_loadgen_where_its_cost_does_not_matter(
     assert "adds 100 µs" in reason
     assert "of the median call" in reason
     running._floors.clear()
-    late = dataclasses.replace(CHEAP, p99_s=2e-4)
-    monkeypatch.setattr(floor, "server_floor", lambda *_: late)
-    issuer, reason = running._choose(server, 100.0, load.Sla(0.99, 0.005), 1)
+    slow = dataclasses.replace(running.warmup, median_s=0.02)
+    monkeypatch.setattr(running, "warmup", slow)
+    assert running._choose(server, 100.0, load.Sla(0.99, 1.0), 1)[0] is Issuer.LOADGEN
+    issuer, reason = running._choose(server, 100.0, load.Sla(0.99, 0.0025), 1)
     assert issuer is Issuer.OWN
     assert "4 % of the latency allowed" in reason
     running._floors.clear()

@@ -66,7 +66,7 @@ def test_calls_that_fail_are_errors(bridge: Any, model: Callable[..., Path]) -> 
 
 
 def test_the_highest_rate(bridge: Any, model: Callable[..., Path]) -> None:
-    words = ("--sla", "p50=1s", "--find-max-qps", "--budget", "700ms", "--issuer", "own")
+    words = ("--sla", "p50=1s", "--find-max-qps", "--budget", "300ms", "--issuer", "own")
     found = bridge("bench", model(), *words)
     assert "Rates tried" in found.out
     assert "undecided" in found.out

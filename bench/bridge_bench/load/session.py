@@ -269,10 +269,12 @@ class Session:
         if scenario is not Scenario.SERVER:
             return Issuer.LOADGEN, "MLPerf LoadGen is installed"
         floor = self._floor(Issuer.LOADGEN, scenario, qps, concurrency)
-        limits = [("median call", floor.p50_s, self.warmup.median_s)]
+        # The median: a busy machine is in the tail, and would be with any issuer.
+        cost_s = floor.p50_s
+        limits = [("median call", self.warmup.median_s)]
         if sla is not None:
-            limits.append(("latency allowed", floor.p99_s, sla.latency_s))
-        for what, cost_s, limit_s in limits:
+            limits.append(("latency allowed", sla.latency_s))
+        for what, limit_s in limits:
             if cost_s > MAX_FLOOR * limit_s:
                 share = f"{percent(cost_s / limit_s)} of the {what}"
                 return Issuer.OWN, (
@@ -280,7 +282,7 @@ class Session:
                     f"{percent(MAX_FLOOR)} is let pass"
                 )
         return Issuer.LOADGEN, (
-            f"LoadGen's server scenario adds {duration(floor.p50_s)}, less than "
+            f"LoadGen's server scenario adds {duration(cost_s)}, less than "
             f"{percent(MAX_FLOOR)} of the median call"
         )
 
