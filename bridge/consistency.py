@@ -104,6 +104,8 @@ def _check_decision(record: SelectionRecord, signature: Signature) -> None:
         _check_verdict(verdict, known, f"decision.verdicts[{index}]")
     for index, confirmation in enumerate(decision.confirmations):
         _among(confirmation.arm, known, f"decision.confirmations[{index}].arm")
+    for index, loaded in enumerate(decision.under_load):
+        _among(loaded.arm, known, f"decision.under_load[{index}].arm")
     _check_ranges([route.to_rows for route in decision.routes], "decision.routes")
     for index, route in enumerate(decision.routes):
         where = f"decision.routes[{index}]"

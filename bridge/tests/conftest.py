@@ -220,14 +220,25 @@ def build() -> Builder:
     return Builder()
 
 
-@pytest.fixture(scope="session")
-def records() -> ModuleType:
-    """``records.py`` beside this file: hand-made selection records."""
-    place = Path(__file__).parent / "records.py"
-    spec = importlib.util.spec_from_file_location("bridge_test_records", place)
+def beside(name: str) -> ModuleType:
+    """A module of this folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def records() -> ModuleType:
+    """Hand-made selection records."""
+    module = beside("records")
     module.TINY = SPEC.to_dict()  # type: ignore[attr-defined]
     return module
+
+
+@pytest.fixture(scope="session")
+def record_schema() -> ModuleType:
+    """The JSON schema of records, as their dataclasses say."""
+    return beside("record_schema")
