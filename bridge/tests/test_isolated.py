@@ -36,6 +36,7 @@ from bridge.errors import (
 )
 from bridge.isolated import IsolatedPredictor, Isolation
 from bridge.isolation import Worker
+from bridge.lane import Lane, serve
 from bridge.loading import open_model
 from bridge.model import ModelRef
 from bridge.record import Route
@@ -599,6 +600,38 @@ def test_in_a_program_of_its_own(what: str, site: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == ("fine\n" if what == "fork" else "")
     assert not entries(tmp_path)  # at exit, the predictor that nobody closed went too
+
+
+def test_every_dtype_goes_through_a_lane() -> None:
+    pytest.importorskip("ml_dtypes")
+    lane = Lane(lambda: True)
+    descriptors = [os.dup(one) for one in lane.descriptors]
+
+    def echo(inputs: Any, outputs: Any) -> dict[str, Any]:
+        assert not any(array.flags.writeable for array in inputs.values() if array.size)
+        return {name: inputs[name].copy() for name in outputs}
+
+    child = threading.Thread(target=serve, args=(echo, lambda _: PredictError("?"), descriptors))
+    child.start()
+    lane.sent()
+    try:
+        arrays = {
+            str(kind): np.arange(6).reshape(2, 3).astype(kind.numpy)
+            for kind in bridge.DType
+            if kind is not bridge.DType.STRING
+        }
+        for _ in range(2):
+            found = lane.call(arrays, tuple(arrays), 10.0)
+            assert list(found) == list(arrays)
+            for name, array in arrays.items():
+                assert (found[name].dtype, found[name].shape) == (array.dtype, (2, 3))
+                assert found[name].tobytes() == array.tobytes()
+        assert lane.call({}, (), 10.0) == {}
+        assert lane.is_idle
+    finally:
+        lane.close()
+        child.join(10)
+    assert not child.is_alive()
 
 
 def test_a_block_cannot_be_made_shorter_and_says_when_it_cannot_grow() -> None:

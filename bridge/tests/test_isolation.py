@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,23 +118,50 @@ def register_formats(register):
 """
 
 
-@pytest.fixture
-def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the plugin on the path of child processes, and a folder for models."""
-    site = tmp_path / "site"
+def install(site: Path) -> None:
+    """Puts the plugin where children whose path has this folder find it."""
     info = site / "acting-1.0.dist-info"
     info.mkdir(parents=True)
     (site / "acting.py").write_text(PLUGIN)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acting\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[bridge]\nacting = acting\n")
-    monkeypatch.setenv("PYTHONPATH", str(site))
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the plugin on the path of child processes, and a folder for models."""
+    install(tmp_path / "site")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     return tmp_path
 
 
 @pytest.fixture
-def worker() -> Iterator[Worker]:
+def fresh(stage: Path) -> Iterator[Worker]:
     with Worker() as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Worker]]:
+    """A worker for all tests that leave it alive; another one after those that do not."""
+    site = tmp_path_factory.mktemp("stage") / "site"
+    install(site)
+    made: list[Worker] = []
+
+    def worker() -> Worker:
+        if made and not made[-1]._child.is_closed and made[-1]._child.is_running:
+            return made[-1]
+        made.append(Worker(environment={"PYTHONPATH": str(site)}))
+        return made[-1]
+
+    yield worker
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def worker(living: Callable[[], Worker]) -> Worker:
+    return living()
 
 
 def model(stage: Path, act: str) -> Path:
@@ -201,6 +228,7 @@ def test_slots_hold_models_side_by_side(stage: Path, worker: Worker) -> None:
     with pytest.raises(PredictError, match="no model yet in slot 0"):
         worker.predict(X)
     assert worker.predict(X, slot=3)[0]["y"].tolist() == [2, 4, 6]
+    worker.unload(3)
 
 
 def test_answers_that_drift_are_noticed(stage: Path, worker: Worker) -> None:
@@ -255,11 +283,11 @@ def test_memory_starts_anew(stage: Path, worker: Worker) -> None:
     assert worker.memory()["peak_rss_bytes"] < high["peak_rss_bytes"] - 50_000_000
 
 
-def test_the_runtime_alone_can_be_imported(stage: Path, worker: Worker) -> None:
-    before = worker.memory()["rss_bytes"]
-    assert worker.prepare_runtime("acting") > before + 30_000_000
+def test_the_runtime_alone_can_be_imported(stage: Path, fresh: Worker) -> None:
+    before = fresh.memory()["rss_bytes"]
+    assert fresh.prepare_runtime("acting") > before + 30_000_000
     with pytest.raises(BackendNotFound):
-        worker.prepare_runtime("nothing")
+        fresh.prepare_runtime("nothing")
 
 
 def test_variables_reach_the_child(stage: Path) -> None:
@@ -313,8 +341,8 @@ def test_errors_keep_their_class_and_facts(stage: Path, worker: Worker) -> None:
     assert caught.value.backend == "acting"
     with pytest.raises(PredictError, match="ZeroDivisionError: odd"):
         worker.predict(X)
-    with pytest.raises(PredictError, match="no model yet"), Worker() as other:
-        other.predict(X)
+    with pytest.raises(PredictError, match="no model yet in slot 7"):
+        worker.predict(X, slot=7)
 
 
 @pytest.mark.parametrize(
@@ -426,10 +454,10 @@ def test_messages_round_trip_every_dtype() -> None:
         message.read(io.BytesIO(b"\xff" * 100))
 
 
-def test_a_worker_that_cannot_import_says_so(stage: Path, worker: Worker) -> None:
+def test_a_worker_that_cannot_import_says_so(stage: Path, fresh: Worker) -> None:
     (stage / "site" / "acting.py").write_text("raise RuntimeError('broken plugin')")
     with pytest.raises(BridgeError) as caught:
-        worker.load(model(stage, "fine"), backend="acting")
+        fresh.load(model(stage, "fine"), backend="acting")
     assert not isinstance(caught.value, (WorkerDied, BackendUnavailable))
 
 
@@ -491,8 +519,8 @@ def test_an_output_that_cannot_be_sent_ends_no_worker(stage: Path, worker: Worke
 
 def test_a_worker_says_what_it_lacks(stage: Path, worker: Worker) -> None:
     worker.load(model(stage, "fine"))
-    with pytest.raises(PredictError, match="no inputs"):
-        worker.measure(3)
+    with pytest.raises(PredictError, match="no inputs 'nothing'"):
+        worker.measure(3, key="nothing")
     with pytest.raises(InputError, match="no inputs were given"):
         worker.keep_inputs("a", [])
     worker.close()
