@@ -59,6 +59,8 @@ _PREFIXES = (
 # A record is passed on to others. Terraform's variables, secrets among them, start like
 # those of TensorFlow.
 _PRIVATE = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL|AUTH|^TF_(VAR|CLI)_", re.IGNORECASE)
+# Where things lie and what is printed changes no speed; some runtimes set these themselves.
+_NEUTRAL = re.compile(r"^TF_CPP_|LOGS?(_|$)|VERBOSE|_(DIR|HOME|PATH)$")
 
 # What a difference means: these change speed by themselves.
 _WORDS = {
@@ -174,7 +176,8 @@ def versions(backends: Iterable[str] = ()) -> dict[str, str]:
 def variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """Environment variables that change how runtimes run, in order of their names.
 
-    Those whose name speaks of a key, a token or a password are left out, and Terraform's.
+    Those whose name speaks of a key, a token or a password are left out, and Terraform's;
+    also those that only say where files are or what is printed.
 
     Args:
         environment: Where to look; ``None`` for this process's.
@@ -183,7 +186,7 @@ def variables(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     return {
         name: there[name]
         for name in sorted(there)
-        if name.startswith(_PREFIXES) and not _PRIVATE.search(name)
+        if name.startswith(_PREFIXES) and not _PRIVATE.search(name) and not _NEUTRAL.search(name)
     }
 
 

@@ -170,6 +170,10 @@ def test_variables() -> None:
         "NVIDIA_API_KEY": "hidden",
         "TF_VAR_db": "hidden",
         "TORCH_TOKEN": "hidden",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        "TORCHINDUCTOR_CACHE_DIR": "/tmp/x",
+        "TORCH_LOGS": "all",
+        "ONEDNN_VERBOSE": "1",
         "HOME": "/",
     }
     wanted = {"LD_PRELOAD": "x.so", "OMP_NUM_THREADS": "2", "TF_NUM_INTEROP_THREADS": "1"}
