@@ -218,8 +218,8 @@ def _show_skipped(record: SelectionRecord) -> None:
     groups = wording.rules(record)
     if groups:
         print_table(
-            ("rule", "arms", "which"),
-            [(rule, len(arms), _names(arms)) for rule, arms in groups.items()],
+            ("rule", "arms", "which", "why (the first)"),
+            [(rule, len(arms), _names(arms), arms[0].reason) for rule, arms in groups.items()],
             title="Skipped before anything ran",
             right=("arms",),
         )

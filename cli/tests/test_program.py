@@ -18,8 +18,8 @@ from bridge import errors
 from bridge_cli import exit_codes
 
 COMMANDS = (
-    "doctor", "inspect", "run", "compare", "select", "report", "compare-records", "bench",
-    "convert", "options", "conform",
+    "doctor", "inspect", "run", "compare", "select", "verify", "report", "compare-records",
+    "bench", "convert", "options", "conform",
 )  # fmt: skip
 CACHE_COMMANDS = ("ls", "rm", "verify")
 SCHEMAS = sorted((Path(str(exit_codes.__file__)).parent / "schemas").glob("*.schema.json"))
