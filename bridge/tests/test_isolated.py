@@ -352,7 +352,7 @@ class FakeWorker:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time of a supervisor, which sleeping moves."""
     now = [1000.0]
 
@@ -591,7 +591,11 @@ if what == "killed":
 def test_in_a_program_of_its_own(what: str, site: Path, tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": str(site), "TMPDIR": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, "-c", RUN, what], env=env, capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", RUN, what],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     if what == "killed":
         assert done.returncode == -signal.SIGKILL
