@@ -56,6 +56,8 @@ NAME = "record.json"
 """File name of the document in a record's folder."""
 
 _MOST_BYTES = 256 * 2**20
+_HEAD_BYTES = 4096
+_FAMILY = SCHEMA.rpartition("/")[0].encode()
 _MOST_ATTACHMENT_BYTES = 2**30
 # What a record's folder may hold besides its models and attachments and still be replaced.
 _DERIVED = frozenset({NAME, "models", "report.html"})
@@ -78,9 +80,18 @@ def checksum(record: SelectionRecord) -> str:
 
 
 def is_record(path: Path) -> bool:
-    """Whether a path that a user gave means a record: a folder with one, or a JSON file."""
+    """Whether a path that a user gave means a record.
+
+    A folder with ``record.json``, a file of that name, or a JSON file of another name
+    that speaks of the schema near its beginning: other files may end in ``.json`` too.
+    """
     try:
-        return (path / NAME).is_file() if path.is_dir() else path.suffix == ".json"
+        if path.is_dir():
+            return (path / NAME).is_file()
+        if path.suffix != ".json" or path.name == NAME:
+            return path.name == NAME
+        with path.open("rb") as stream:
+            return _FAMILY in stream.read(_HEAD_BYTES)
     except OSError:  # a name too long, a folder that may not be looked into: for others to tell
         return False
 

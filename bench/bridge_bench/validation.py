@@ -25,7 +25,6 @@ import numpy as np
 
 from bridge.record import Limits, Protocol
 from bridge_bench.crew import Crew
-from bridge_bench.entrant import Entrant
 from bridge_bench.race import duel
 from bridge_bench.request import Request, request
 from bridge_bench.selection import Selection
@@ -181,11 +180,15 @@ def races(
         default = next((one.id for one in arms if one.plan.is_default), None)
         first = yardstick.heats[0]
         times: dict[str, list[float]] = {one.id: [] for one in arms}
+        everyone = Heat(first.rows, first.variants)
+        everyone.entrants = {one.id: replace(one, trials={}) for one in arms}
+        if truth is None:
+            _tournament(crew, asked, [everyone], None, 0).warm(everyone)
         choices, slices, proven, settled = [], [], 0, 0
         for run in range(runs):
             if truth is None:
                 tell(f"truth, run {run + 1} of {runs}")
-                _measure_all(crew, asked, first, arms, truth_blocks // runs, run, times)
+                _measure_all(crew, asked, everyone, truth_blocks // runs, run, times)
             heat = Heat(first.rows, first.variants)
             heat.entrants = {one.id: replace(one, trials={}) for one in arms}
             tournament = _tournament(crew, asked, [heat], default, run)
@@ -279,18 +282,14 @@ def _measure_all(
     crew: Crew,
     asked: Request,
     heat: Heat,
-    arms: Sequence[Entrant],
     blocks: int,
     seed: int,
     times: dict[str, list[float]],
 ) -> None:
     """Blocks of all arms, none left out however slow."""
-    everyone = Heat(heat.rows, heat.variants)
-    everyone.entrants = {one.id: replace(one, trials={}) for one in arms}
-    tournament = _tournament(crew, asked, [everyone], None, 1000 + seed)
-    tournament.warm(everyone)
-    found = tournament.duel(everyone, [(one, None) for one in everyone.entrants.values()], blocks)
-    for name, more in zip(everyone.entrants, found, strict=True):
+    tournament = _tournament(crew, asked, [heat], None, 1000 + seed)
+    found = tournament.duel(heat, [(one, None) for one in heat.entrants.values()], blocks)
+    for name, more in zip(heat.entrants, found, strict=True):
         times[name].extend(more)
 
 

@@ -16,6 +16,7 @@ from bridge_bench.tournament import Heat
 __all__ = ["Yardstick"]
 
 _EDGE = "edge/"
+_LEAST_ROWS = 64  # of a batch of samples: one call a row would take long
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Yardstick:
         ]
         found = cls(signature, heats)
         if profile.samples is not None:
-            for index, one in enumerate(profile.batches(signature, max(sizes))):
+            for index, one in enumerate(profile.batches(signature, max(_LEAST_ROWS, *sizes))):
                 found._ask(crew, entrant, f"samples, batch {index}", one)
             found.samples = len(found.inputs)
         if request.expected is not None:

@@ -667,3 +667,14 @@ def test_unwritable(
     with pytest.raises(RecordNotWritten, match="may not be written to"):
         write(record, read_only / "out")
     assert list(read_only.iterdir()) == []
+
+
+def test_a_json_file_is_a_record_by_its_name_or_its_content(tmp_path: Path) -> None:
+    other = tmp_path / "model.json"
+    other.write_bytes(b"\x08\x07 an ONNX model that somebody called so")
+    assert not recording.is_record(other)
+    other.write_text('{"schema": "inference-bridge/selection-record/1"}')
+    assert recording.is_record(other)
+    (tmp_path / "record.json").write_text("nonsense")
+    assert recording.is_record(tmp_path / "record.json")
+    assert recording.is_record(tmp_path)
