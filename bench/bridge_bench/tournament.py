@@ -184,6 +184,7 @@ class Tournament:
                     split=split,
                     timeout_s=self._timeout_s(trial),
                 )
+                self._settle(trial, found.ns)
                 times[index].append(self._statistic(found, heat.rows))
         return times
 
@@ -279,6 +280,8 @@ class Tournament:
             callers=self._limits.concurrency,
             timeout_s=self._timeout_s(trial),
         )
+        # Anew each time: an arm that threads of others slow down a lot would hold up the block.
+        self._settle(trial, found.ns)
         limit = self._tolerance.get(entrant.id, math.inf)
         if found.drift is not None and not found.drift <= limit:
             entrant.end(
