@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODELS := $(VENV)/models
+ZOO := $(VENV)/zoo
 NMP := $(MODELS)/basic_pitch/saved_models/icassp_2022
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-fresh test-wheel conform conformance-data parity matrix check format overhead clean
+.PHONY: help demo test test-fresh test-wheel conform conformance-data parity matrix check format overhead selection clean
 
 help:
-	@echo "make demo        a real model on several runtimes, compared (minutes at first, then seconds)"
+	@echo "make demo        the fastest way to run a real model here, chosen by measurement (minutes at first)"
 	@echo "make test        the tests, and quick conformance of every backend"
 	@echo "make check       formatting, lint, types and workflows"
 	@echo "make test-fresh  the tests that install into an environment of their own"
@@ -18,10 +19,11 @@ help:
 	@echo "make conform     the whole conformance suite on every backend; renews docs/certificates"
 	@echo "make matrix      quick conformance of each CPU backend on each Python that is installed"
 	@echo "make overhead    cost of a call through the bridge, against each runtime's own call"
+	@echo "make selection   how often selections are right, and what they cost: the tables of docs/selection-results.md"
 	@echo "make clean       remove .venv and what was built"
 
 demo: $(VENV)/.demo $(VENV)/.models
-	$(BIN)/bridge compare $(NMP)/nmp $(NMP)/nmp.onnx --rows 1
+	$(BIN)/bridge select $(NMP)/nmp $(NMP)/nmp.onnx --budget 30s --launches 1 -o $(VENV)/record --force
 
 test: $(VENV)/.dev $(VENV)/.models
 	$(BIN)/python -m pytest
@@ -59,6 +61,20 @@ format: $(VENV)/.dev
 
 overhead: $(VENV)/.dev
 	$(BIN)/python -m bridge_bench.overhead
+	$(BIN)/python -m bridge_bench.isolation
+	$(BIN)/python -m bridge_bench.routing
+
+# Half an hour on two cores that are otherwise idle.
+selection: $(VENV)/.dev $(VENV)/.models
+	$(BIN)/python -m bridge_zoo ranker --size real -o $(ZOO) 2>/dev/null
+	$(BIN)/python -m bridge_bench.simulation
+	$(BIN)/python -m bridge_bench.validation spin 2>/dev/null
+	$(BIN)/python -m bridge_bench.validation real $(ZOO)/ranker.onnx --rows 16 2>/dev/null
+	$(BIN)/python -m bridge_bench.validation real $(NMP)/nmp.onnx 2>/dev/null
+	time $(BIN)/bridge select $(ZOO)/ranker.onnx $(ZOO)/ranker_saved_model $(ZOO)/ranker.pt \
+	    --batch 1,16,128,512 --max-arms 24 -o $(ZOO)/record --force
+	$(BIN)/bridge select $(ZOO)/ranker.onnx --tier half --batch 1,16,128,512 -o $(ZOO)/half --force
+	$(BIN)/python -m bridge_bench.trace $(ZOO)/half
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache
