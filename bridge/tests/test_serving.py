@@ -457,5 +457,7 @@ def test_what_is_no_record_loads_as_before(kit: Kit, reach: Callable[[Path], Any
         assert "record" not in predictor.info.details
     with pytest.raises(ModelNotFound, match="there is no model"):
         bridge.load(reach(kit.place / "nothing"))
-    with pytest.raises(ModelNotFound, match="does not exist"):
+    with pytest.raises(ModelNotFound, match="there is no model"):
         bridge.load(reach(kit.place / "nothing.json"))
+    with pytest.raises(ModelNotFound, match="does not exist"):
+        bridge.load(reach(kit.place / "record.json"))
