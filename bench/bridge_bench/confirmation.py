@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 from bridge.errors import BridgeError
 from bridge.record import Confirmation, LoadRecord, Verdict
 from bridge_bench.entrant import Entrant
-from bridge_bench.race import duel
-from bridge_bench.stats import median
+from bridge_bench.stats import duel, median
 from bridge_bench.tournament import Heat, Tournament
 
 if TYPE_CHECKING:

@@ -32,6 +32,9 @@ What differs from the plain rule, and why:
 - The leader is found by comparing pairs, not by the least median: medians compare blocks
   with each other, and on a drifting machine choose worse.
 - Where neighbouring differences correlate, limits are wider; see ``stats.trimmed_mean``.
+- An arm that cannot be faster than the leader by more than ``epsilon``, at its share of
+  ``delta / 4``, rests: it is measured no more while that leader leads. Else the noisiest
+  arm would keep all others running that are as good as tied.
 - An arm that the leader eliminated returns when that leader fails.
 
 ``python -m bridge_bench.simulation`` shows how often this is right.
@@ -52,7 +55,7 @@ from bridge.record import Interval, Protocol, Verdict
 from bridge_bench.stats import Mean, factor, least_bound, ratio_interval, trimmed_mean
 from bridge_bench.units import count, percent
 
-__all__ = ["Race", "Standing", "duel"]
+__all__ = ["Race", "Standing"]
 
 CUT_BLOCKS = 2
 """Blocks after which the ratio cut drops arms."""
@@ -119,6 +122,8 @@ class Race:
         self._logs: dict[str, list[float]] = {arm: [] for arm in arms}  # NaN: not in that block
         self._times: dict[str, list[float | None]] = {arm: [] for arm in arms}
         self._ends: dict[str, _End] = {}
+        self._resting: set[str] = set()
+        self._led: str | None = None  # at the last look
         self._blocks = 0
         self._looked = 0  # blocks at the last look
         self._is_settled = False
@@ -159,8 +164,13 @@ class Race:
 
     @property
     def living(self) -> tuple[str, ...]:
-        """The arms that the next block should hold, in the order of ``arms``."""
+        """The arms that were neither eliminated nor removed, in the order of ``arms``."""
         return tuple(arm for arm in self.arms if arm not in self._ends)
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """The arms that the next block should hold: the living without those at rest."""
+        return tuple(arm for arm in self.living if arm not in self._resting)
 
     @property
     def is_settled(self) -> bool:
@@ -180,8 +190,11 @@ class Race:
         living = [arm for arm in self.living if not all(map(math.isnan, self._logs[arm]))]
         if not living:
             return next(iter(self.living), None)
-        # A close start, so that the one pass of comparisons begins near its end.
-        best = min(living, key=lambda arm: float(np.nanmedian(self._logs[arm])))
+        # A close start, so that the one pass of comparisons begins near its end. Medians of
+        # arms at rest are of other blocks, so that from the first look on it is the last leader.
+        best = str(self._led)
+        if best not in living:
+            best = min(living, key=lambda arm: float(np.nanmedian(self._logs[arm])))
         for arm in living:
             if arm != best and self._mean(arm, best) < 0:
                 best = arm
@@ -241,6 +254,7 @@ class Race:
         self._ends = {name: end for name, end in self._ends.items() if end.by != arm}
         self._ends[arm] = _End(self._blocks, None, reason or "It left the race.")
         self._is_settled = False
+        self._resting = set()
         if self._looked == self._blocks > 0:
             self._look()  # again, since the leader may have been another
 
@@ -378,7 +392,7 @@ class Race:
 
     def _look(self) -> None:
         self._looked = self._blocks
-        leader = self.leader
+        leader = self._led = self.leader
         if leader is None:
             return
         margin = math.log1p(self.protocol.margin)
@@ -389,6 +403,15 @@ class Race:
                 reason = f"It is {slower} slower than {leader}, over {self._blocks} blocks."
                 self._ends[arm] = _End(self._blocks, leader, reason)
         self._is_settled = self._can_stop(leader)
+        share = _SETTLE_SHARE * self.protocol.delta / max(len(self.living) - 1, 1)
+        limit = math.log1p(self.protocol.epsilon)
+        self._resting = set()
+        for arm in self.living:
+            # The default goes on: how much is gained over it is what people read first.
+            mean = self._compare(arm, leader, is_capped=True)
+            is_free = arm not in {leader, self.default} and self._blocks >= LEAST_BLOCKS
+            if is_free and mean is not None and least_bound([mean], share) <= limit:
+                self._resting.add(arm)
 
     def _can_stop(self, leader: str | None) -> bool:
         if leader is None or self._blocks < LEAST_BLOCKS:
@@ -454,30 +477,6 @@ class Race:
             f"The race {ended} after {count(self._blocks, 'block')}, too early to be sure: "
             f"{winner}{kept}; {bound}."
         )
-
-
-def duel(times: Sequence[float | None], others: Sequence[float | None]) -> Interval:
-    """The ratio of two arms' times over the blocks that both took part in.
-
-    Args:
-        times: Of one arm, a time per block.
-        others: Of the other, in the same blocks.
-
-    Returns:
-        ``times`` over ``others`` with the two-sided 95 % interval: above 1 is slower.
-
-    Raises:
-        MeasureError: Fewer than two blocks are shared.
-    """
-    pairs = [(a, b) for a, b in zip(times, others, strict=True) if a is not None and b is not None]
-    found = ratio_interval(np.array([math.log(a / b) for a, b in pairs]))
-    if found is None:
-        raise MeasureError(
-            f"Two arms can be compared over two blocks or more, and these share {len(pairs)}.",
-            fix="Measure more blocks.",
-            blocks=len(pairs),
-        )
-    return found
 
 
 def _living(arm: str, slower: Interval | None, verdict: Verdict | None) -> tuple[str, str]:

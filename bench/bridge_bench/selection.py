@@ -33,8 +33,8 @@ from bridge_bench.entrant import Entrant, Trial
 from bridge_bench.gate import Gate
 from bridge_bench.plan import plan
 from bridge_bench.profile import InputProfile
-from bridge_bench.race import duel
 from bridge_bench.request import Request, request
+from bridge_bench.stats import duel
 from bridge_bench.tournament import Heat, Tournament
 from bridge_bench.yardstick import Yardstick
 

@@ -166,7 +166,7 @@ def run_race(
     )
     count = 0
     while not run.is_over and (max_blocks is None or run.blocks < max_blocks):
-        times = slices.block([int(arm) for arm in run.living])
+        times = slices.block([int(arm) for arm in run.wanted])
         run.add({str(arm): time for arm, time in times.items()})
         count += len(times)
     return run.verdict(1), count, run

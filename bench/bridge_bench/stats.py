@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bridge.errors import MeasureError
 from bridge.record import Interval
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "bootstrap_median",
     "clopper_pearson",
     "correlation",
+    "duel",
     "factor",
     "least_bound",
     "median",
@@ -343,3 +345,27 @@ def bootstrap_median(
     return Interval(
         value=median(array), low=percentile(medians, rest), high=percentile(medians, 1 - rest)
     )
+
+
+def duel(times: Sequence[float | None], others: Sequence[float | None]) -> Interval:
+    """The ratio of two arms' times over the blocks that both took part in.
+
+    Args:
+        times: Of one arm, a time per block.
+        others: Of the other, in the same blocks.
+
+    Returns:
+        ``times`` over ``others`` with the two-sided 95 % interval: above 1 is slower.
+
+    Raises:
+        MeasureError: Fewer than two blocks are shared.
+    """
+    pairs = [(a, b) for a, b in zip(times, others, strict=True) if a is not None and b is not None]
+    found = ratio_interval(np.array([math.log(a / b) for a, b in pairs]))
+    if found is None:
+        raise MeasureError(
+            f"Two arms can be compared over two blocks or more, and these share {len(pairs)}.",
+            fix="Measure more blocks.",
+            blocks=len(pairs),
+        )
+    return found

@@ -234,7 +234,7 @@ class Tournament:
             for name in race.living:
                 self._tell(f"warming {name}, {heat.rows} rows")
                 self._guard(heat, heat.entrants[name], self._warm)
-        living = [name for name in race.living if self._is_running(heat, heat.entrants[name])]
+        living = [name for name in race.wanted if self._is_running(heat, heat.entrants[name])]
         if not living:
             heat.is_stalled = True
             return

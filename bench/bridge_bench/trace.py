@@ -23,7 +23,7 @@ from bridge.isolation import Worker
 from bridge.record import Interval, SelectionRecord
 from bridge.signature import Signature
 from bridge_bench.profile import InputProfile
-from bridge_bench.race import duel
+from bridge_bench.stats import duel
 
 __all__ = ["Outcome", "main", "run"]
 

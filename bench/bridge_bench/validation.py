@@ -25,9 +25,9 @@ import numpy as np
 
 from bridge.record import Limits, Protocol
 from bridge_bench.crew import Crew
-from bridge_bench.race import duel
 from bridge_bench.request import Request, request
 from bridge_bench.selection import Selection
+from bridge_bench.stats import duel
 from bridge_bench.tournament import Heat, Tournament
 
 __all__ = ["Trial", "main", "races"]

@@ -16,8 +16,8 @@ from bridge_bench.confirmation import rematch
 from bridge_bench.entrant import Entrant
 from bridge_bench.plan import PlannedArm
 from bridge_bench.profile import InputProfile
-from bridge_bench.race import duel
 from bridge_bench.request import Request
+from bridge_bench.stats import duel
 from bridge_bench.tournament import Heat
 
 __all__ = ["BLOCKS", "Check", "Verification", "verify"]

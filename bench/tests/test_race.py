@@ -9,7 +9,7 @@ import pytest
 
 from bridge.errors import MeasureError
 from bridge.record import Protocol
-from bridge_bench.race import Race, duel
+from bridge_bench.race import Race
 from bridge_bench.simulation import (
     NOISY,
     QUIET,
@@ -24,6 +24,7 @@ from bridge_bench.simulation import (
     many,
     run_race,
 )
+from bridge_bench.stats import duel
 
 
 def noisy(times: Mapping[str, float], noise: float, seed: int = 0) -> Iterator[dict[str, float]]:
