@@ -47,10 +47,12 @@ TRIM = 0.25
 """Share of the values left out at each end of a trimmed mean, rounded down, less one value.
 
 Less one, because of few values each one left out costs a degree of freedom that matters:
-of 6 none is left out, of 9 one, of 20 four. On real arms of a shared machine up to a quarter of the slices is off by 10 % or more, the
-rest by 1.5 %. There the error after 20 blocks was 0.97 % with 0.1, 0.75 % with 0.15 and
-0.60 % with 0.25 (two runtimes on a ranker, blocks of two half slices). In simulated races,
-whose noise is normal with 5 % of spikes, 0.25 needs up to a tenth more blocks than 0.15.
+of 6 none is left out, of 9 one, of 20 four.
+
+On real arms of a shared machine up to a quarter of the slices is off by 10 % or more, the
+rest by 1.5 %. There the error after 20 blocks was 1.3 % with 0.1, 1.0 % with 0.15 and 0.7 %
+with 0.25 (two settings of one runtime on a ranker). In simulated races, whose noise is
+normal with 5 % of spikes, 0.25 needs up to a tenth more blocks than 0.15.
 """
 MAX_CORRELATION = 0.2
 """Correlation of neighbours up to which values count as independent."""
