@@ -108,7 +108,10 @@ class IsolatedPredictor(Predictor):
         def on_start(worker: Worker, loaded: Loaded) -> None:
             predictor = me()
             if predictor is not None:
-                predictor.info = _info(worker, loaded, model)
+                fresh = _info(worker, loaded, model)
+                # What others have added, such as the record that it serves, stays.
+                details = {**predictor.info.details, **fresh.details}
+                predictor.info = dataclasses.replace(fresh, details=details)
 
         supervisor.calls, supervisor.is_closing = calls, is_closing
         supervisor.on_start = on_start

@@ -150,7 +150,11 @@ class Lane:
         fields, arrays = message.read(io.BytesIO(body))
         self.is_idle = True
         if kind == _ERROR:
+            # Perhaps the child could not take the plan: none counts as known any more.
+            self._plans.clear()
             raise message.error_from(fields["error"])
+        if plan is not None:
+            plan.definition = b""
         return arrays
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 import signal
@@ -332,6 +333,20 @@ def test_a_crash_is_an_error_of_the_calls_in_flight_only(load: Load) -> None:
         assert predictor.predict(X)["y"].tolist() == [2, 4, 6]
 
 
+def test_what_is_said_of_it_outlives_a_crash(load: Load) -> None:
+    with load() as predictor:
+        before = pid(predictor)
+        # As a record does that it serves.
+        details = {**predictor.info.details, "record": {"arm": "fine"}}
+        predictor.info = dataclasses.replace(predictor.info, details=details)
+        with pytest.raises(WorkerDied):
+            predictor.predict(EXIT)
+        predictor.predict(X)
+        assert predictor.info.details["record"] == {"arm": "fine"}
+        assert pid(predictor) != before
+        assert is_running(pid(predictor))
+
+
 class FakeWorker:
     """A process that crashes in every call; nothing is started."""
 
@@ -633,6 +648,42 @@ def test_every_dtype_goes_through_a_lane() -> None:
                 assert found[name].tobytes() == array.tobytes()
         assert lane.call({}, (), 10.0) == {}
         assert lane.is_idle
+    finally:
+        lane.close()
+        child.join(10)
+    assert not child.is_alive()
+
+
+def test_a_call_that_fails_costs_no_other_its_plan() -> None:
+    """What the first call of a lane asks for is told again after it failed."""
+    lane = Lane(lambda: True)
+    descriptors = [os.dup(one) for one in lane.descriptors]
+
+    def picky(inputs: Any, outputs: Any) -> dict[str, Any]:
+        if inputs["x"].size == 1:
+            raise PredictError("one is not enough.")
+        if list(outputs) == ["s"]:
+            return {"s": np.array(["text"], object)}
+        return {"y": inputs["x"] + 1}
+
+    def failure(error: Exception) -> PredictError:
+        return PredictError(f"the worker failed: {error!r}.")
+
+    child = threading.Thread(target=serve, args=(picky, failure, descriptors))
+    child.start()
+    lane.sent()
+    try:
+        for outputs, size in [(("y",), 1), (("s",), 2)]:
+            for _ in range(2):
+                x = {"x": np.zeros(size, np.float32)}
+                if size == 1:
+                    with pytest.raises(PredictError, match="one is not enough"):
+                        lane.call(x, outputs, 10.0)
+                else:
+                    assert lane.call(x, outputs, 10.0)["s"].tolist() == ["text"]
+                for other in (3, 4):
+                    found = lane.call({"x": np.zeros(other, np.float32)}, ("y",), 10.0)
+                    assert found["y"].tolist() == [1.0] * other
     finally:
         lane.close()
         child.join(10)
