@@ -33,6 +33,7 @@ from bridge.slice import Slice
 __all__ = ["Loaded", "Slice", "Worker"]
 
 _SIGNALS_MS = 200  # how long a signal may wait to be looked at
+_JSON = (str, bool, int, float, list, tuple, type(None))
 
 
 @dataclass(frozen=True)
@@ -392,6 +393,11 @@ class Worker:
 def _plain(options: Options | Mapping[str, Any] | Sequence[str] | None) -> Any:
     if isinstance(options, Options):
         return options.to_dict()
-    if options is None or isinstance(options, (str, Mapping)):
+    if options is None or isinstance(options, str):
         return options
+    if isinstance(options, Mapping):  # what JSON does not know, such as a path, goes as its text
+        return {
+            name: value if isinstance(value, _JSON) else str(value)
+            for name, value in options.items()
+        }
     return list(options)

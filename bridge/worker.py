@@ -252,6 +252,8 @@ def main() -> int:
     requests = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a runtime that prints must not garble the answers
+    with open(os.devnull, "rb") as nothing:  # noqa: PTH123 - a descriptor is wanted
+        os.dup2(nothing.fileno(), 0)  # nor may a compiler that it runs read the requests
     logs.outputs_are_kept()
     service = _Service(socket.socket(fileno=int(sys.argv[1])))
     handlers = {

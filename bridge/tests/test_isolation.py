@@ -26,6 +26,7 @@ from bridge.errors import (
     InputError,
     ModelLoadFailed,
     ModelNotFound,
+    OptionError,
     PredictError,
     PredictorClosed,
     PredictTimeout,
@@ -290,6 +291,17 @@ def test_the_runtime_alone_can_be_imported(stage: Path, fresh: Worker) -> None:
     assert fresh.prepare_runtime("acting") > before + 30_000_000
     with pytest.raises(BackendNotFound):
         fresh.prepare_runtime("nothing")
+
+
+def test_what_a_runtime_runs_cannot_read_the_requests(worker: Worker) -> None:
+    assert Path(f"/proc/{worker.pid}/fd/0").readlink() == Path(os.devnull)
+    assert worker.null_call_ns(1).shape == (1,)
+
+
+def test_options_that_json_does_not_know_go_as_text(stage: Path, worker: Worker) -> None:
+    with pytest.raises(OptionError, match="option 'file' is unknown"):
+        worker.load(model(stage, "fine"), options={"file": stage})
+    assert worker.null_call_ns(1).shape == (1,)  # nothing was half sent
 
 
 def test_variables_reach_the_child(stage: Path) -> None:
