@@ -22,6 +22,7 @@ from bridge.errors import InvalidRecord
 __all__ = ["canonical", "decode", "encode", "parse"]
 
 _Kind = TypeVar("_Kind")
+_MOST_DEPTH = 64
 
 _WORDS = {
     bool: "true or false",
@@ -71,14 +72,27 @@ def parse(text: bytes | str) -> Any:
     """JSON as the standard has it: no NaN, no infinity, no key twice in one object.
 
     Raises:
-        ValueError: It is not; also for nesting beyond what Python reads.
+        ValueError: It is not; also for nesting that nothing here writes, which would only
+            exhaust the stack of whoever looks at it.
     """
+    too_deep = "it is nested too deeply"
     try:
-        return json.loads(
+        found = json.loads(
             text, parse_constant=_no_constant, parse_float=_finite, object_pairs_hook=_unique
         )
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError(too_deep) from None
+    level = [found]
+    for _ in range(_MOST_DEPTH):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, (dict, list))
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return found
+    raise ValueError(too_deep)
 
 
 def _converted(value: Any, hint: Any, where: str, *, store: bool) -> Any:

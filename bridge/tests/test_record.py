@@ -236,6 +236,7 @@ def test_truncation_is_noticed(folder: Path) -> None:
         ('{"a": 1e999}', InvalidRecord, "beyond the range"),
         ('{"a": 1, "a": 2}', InvalidRecord, "stands twice"),
         ("[" * 100_000, InvalidRecord, "nested too deeply"),
+        ('{"a": ' + "[" * 100 + "]" * 100 + "}", InvalidRecord, "nested too deeply"),
         ('{"a": ' + "1" * 5000 + "}", InvalidRecord, "is no selection record"),
         ("\udcff", InvalidRecord, "is no selection record"),
     ],
