@@ -65,7 +65,8 @@ def load_record(
     arms = {route.arm: record.arm(route.arm) for route in routes}
     for arm in arms.values():
         _require(record, arm)
-    models = {arm.model: recording.model(record, arm.model, trust=trust) for arm in arms.values()}
+    needed = sorted({arm.model for arm in arms.values()})  # each is read once, however many arms
+    models = {index: recording.model(record, index, trust=trust) for index in needed}
     changes = _changes(record, arms.values())
     if changes:
         text = f"the record in '{record.folder}' was measured under other conditions: " + " ".join(
@@ -274,7 +275,8 @@ def _renamed(record: SelectionRecord, arm: ArmRecord, predictor: Predictor) -> P
             fix="Select again.",
             arm=arm.id,
         )
-    if not arm.inputs and not arm.outputs:
+    has_more = {*predictor.signature.output_names} > {*signature.output_names}
+    if not arm.inputs and not arm.outputs and not has_more:
         return predictor
     return RenamedPredictor(predictor, signature, arm.inputs, arm.outputs)
 

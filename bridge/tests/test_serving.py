@@ -340,6 +340,16 @@ def test_an_arm_with_other_names(kit: Kit) -> None:
         assert predictor.info.details["record"]["arm"] == "tiny"
 
 
+def test_outputs_that_the_record_does_not_have_are_left_out(kit: Kit) -> None:
+    """Whichever arm answers, the names are the record's."""
+    signature = json.loads(json.dumps(kit.records.TINY))
+    signature["outputs"] = [one for one in signature["outputs"] if one["name"] == "y"]
+    record = dataclasses.replace(kit.record(), signature=signature, output_batch_axes={"y": 0})
+    with bridge.load(kit.write(record)) as predictor:
+        for count in (1, 9):
+            assert set(predictor.predict(rows(count))) == {"y"}
+
+
 @pytest.mark.parametrize("side", ["inputs", "outputs"])
 def test_an_arm_without_the_names_it_should_have(kit: Kit, side: str) -> None:
     wrong = {"nothing": "ids"} if side == "inputs" else {"y": "nothing"}
