@@ -42,6 +42,7 @@ MIN_BLOCKS = 6
 
 _P99_RESAMPLES = 200
 _RATES = frozenset({"throughput", "cost"})
+_OF_BLOCKS = _RATES | {"p99"}  # objectives whose blocks hold something else than medians of calls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +54,9 @@ class Change:
         metric: ``median`` or ``p99``.
         before, after: Ids of the arms; ``None`` where nothing serves. They differ only
             where another arm serves than before.
-        before_s, after_s: The numbers, in seconds (seconds per row for throughput and
-            cost); ``None`` if unknown.
+        before_s, after_s: The numbers, in seconds; ``None`` if unknown. What the median is of
+            follows from the objective: of calls, of seconds per row for throughput and
+            cost, of the 99th percentiles of slices for p99.
         ratio: After over before, with its 95 % interval; ``None`` if it cannot be told.
         limit: Share by which it may grow; ``None`` if nobody asked.
         verdict: ``slower`` or ``faster`` (the interval excludes 1), ``same``,
@@ -182,11 +184,7 @@ def compare_records(
     sides = (_Side(before, before_calls, 0), _Side(after, after_calls, 1))
     draw = _Draw(resamples, seed)
     metrics = ["median", *(name for name in METRICS[1:] if name in limits)]
-    serving = [
-        _change(sides, rows, metric, _serving(before, rows), _serving(after, rows), limits, draw)
-        for rows in shared
-        for metric in metrics
-    ]
+    serving = [_served(sides, rows, metric, limits, draw) for rows in shared for metric in metrics]
     known = {arm.id for arm in after.arms}
     arms = [
         _change(sides, rows, metric, arm.id, arm.id, {}, draw)
@@ -221,12 +219,37 @@ class _Draw:
     seed: int
 
 
-def _serving(record: SelectionRecord, rows: int) -> str | None:
-    """The arm that a call of this many rows gets."""
-    found: Route | None = next(
+def _serving(record: SelectionRecord, rows: int) -> Route | None:
+    """The route that a call of this many rows takes."""
+    return next(
         (one for one in record.decision.routes if one.to_rows is None or rows <= one.to_rows), None
     )
-    return None if found is None else found.arm
+
+
+def _served(
+    sides: tuple[_Side, _Side],
+    rows: int,
+    metric: str,
+    limits: Mapping[str, float],
+    draw: _Draw,
+) -> Change:
+    """What became of calls of this many rows."""
+    before, after = (_serving(side.record, rows) for side in sides)
+    if before is not None and after is not None:
+        for when, route in (("before", before), ("after", after)):
+            # Blocks are of whole calls: what the pieces take together is not in the record.
+            if route.split_rows is not None and route.split_rows < rows:
+                return Change(
+                    rows=rows,
+                    metric=metric,
+                    before=before.arm,
+                    after=after.arm,
+                    limit=limits.get(metric),
+                    reason=f"{route.arm} served it in pieces of {route.split_rows} rows {when}, "
+                    "and the record does not say how long these take together.",
+                )
+    arms = [None if route is None else route.arm for route in (before, after)]
+    return _change(sides, rows, metric, arms[0], arms[1], limits, draw)
 
 
 def _change(
@@ -250,7 +273,7 @@ def _change(
         _measured(side.record, arm, rows) for side, arm in zip(sides, (before, after), strict=True)
     ]
     values = [
-        _value(one, metric, rate=side.record.limits.objective in _RATES)
+        _value(one, metric, of_blocks=side.record.limits.objective in _OF_BLOCKS)
         for one, side in zip(ones, sides, strict=True)
     ]
     known |= {"before_s": values[0], "after_s": values[1]}
@@ -272,12 +295,12 @@ def _measured(record: SelectionRecord, arm: str, rows: int) -> Measurement | Non
     return found.bucket(rows)
 
 
-def _value(one: Measurement | None, metric: str, *, rate: bool) -> float | None:
+def _value(one: Measurement | None, metric: str, *, of_blocks: bool) -> float | None:
     if one is None:
         return None
     if metric == "p99":
         return one.p99_s
-    if rate:
+    if of_blocks:
         blocks = [block for block in one.blocks if block is not None]
         return float(np.median(blocks)) if blocks else None
     return one.median_s
@@ -330,7 +353,8 @@ def _p99(
     if upper is None:
         return None
     lower = float(np.sort(seconds)[max(0, int(binom.ppf(0.025, seconds.size, 0.99)) - 1)])
-    pieces = np.array_split(seconds, blocks)  # calls are in order, so these are the blocks
+    # Calls are in order, and slices of nearly equal length: these are about the blocks.
+    pieces = np.array_split(seconds, blocks)
     length = math.ceil(blocks ** (1 / 3))
     generator = np.random.default_rng(seed)
     starts = generator.integers(blocks, size=(resamples, math.ceil(blocks / length)))

@@ -171,6 +171,31 @@ def test_what_is_served_no_more_is_a_finding() -> None:
     assert not new.is_telling
 
 
+def test_calls_in_pieces_are_not_compared_by_the_time_of_whole_ones() -> None:
+    before, _ = record({"alpha": 1e-3}, seed=1)
+
+    def cut(rows: int) -> SelectionRecord:
+        route = Route(to_rows=None, arm="alpha", split_rows=rows)
+        return replace(before, decision=replace(before.decision, routes=(route,)))
+
+    found = compare_records(before, cut(4), limits=LIMIT)
+    assert found.serving[0].verdict == "unknown"
+    assert "alpha served it in pieces of 4 rows after" in found.serving[0].reason
+    assert not found.is_telling
+    assert "4 rows before" in compare_records(cut(4), before).serving[0].reason
+    assert compare_records(before, cut(16), limits=LIMIT).serving[0].verdict == "same"
+
+
+def test_the_numbers_are_those_that_the_ratio_is_of() -> None:
+    """Of a selection by p99, blocks hold 99th percentiles of slices."""
+    given, _ = record({"alpha": 2e-3}, seed=1, limits=Limits(objective="p99"))
+    arm = given.arms[0]
+    middle = replace(arm.buckets[0], median_s=1e-3)
+    given = replace(given, arms=(replace(arm, buckets=(middle,)),))
+    (change,) = compare_records(given, given).serving
+    assert change.before_s == pytest.approx(2e-3, rel=0.05)
+
+
 def test_too_few_blocks_prove_nothing() -> None:
     before, _ = record({"alpha": 1e-3}, seed=1)
     after, _ = record({"alpha": 2e-3}, seed=2, blocks=5)
