@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -767,6 +768,12 @@ def test_wording() -> None:
     trusted = replace(record, models=tuple(replace(one, trust=True) for one in record.models))
     assert "trust=True" in wording.load_code(trusted, Path("DIR"))[1]
     assert wording.load_code(none_left(record), None) == []
+    light = replace(record, limits=Limits(objective="memory"))
+    weighed = replace(first, regret=0.0, default_ratio=None, reason="It needs the least memory.")
+    assert wording.sureness(light, weighed) == "It needs the least memory."
+    assert re.fullmatch(
+        r"It needs \d+\.\d\dx the memory of the default.", wording.gain(light, weighed)
+    )
     assert [percent(one) for one in (0.5, 0.017, 0.1, 1e-4, 0, None)] == [
         "50 %", "1.7 %", "10 %", "0.01 %", "0 %", "-",
     ]  # fmt: skip
@@ -785,6 +792,21 @@ def archive(**arrays: Any) -> bytes:
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()
+
+
+def zipped(head: str, how: int = zipfile.ZIP_STORED) -> bytes:
+    """An archive of one array whose header says this, and no more."""
+    length = len(head).to_bytes(2, "little")
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", how) as made:
+        made.writestr("x.npy", b"\x93NUMPY\x01\x00" + length + head.encode())
+    return file.getvalue()
+
+
+def damaged(archive: bytes) -> bytes:
+    """The archive with a first block of a kind that deflate does not have."""
+    start = archive.index(b"x.npy") + len("x.npy")
+    return archive[:start] + b"\x07" + archive[start + 1 :]
 
 
 def test_calls_are_read_from_beside_the_record(tmp_path: Path) -> None:
@@ -806,8 +828,11 @@ def test_calls_are_read_from_beside_the_record(tmp_path: Path) -> None:
         archive(x=np.ones(3)),
         archive(x=np.ones((3, 3), np.int64)),
         archive(**{"alpha|16": np.arange(9)})[:-40],
+        zipped("{'descr': '<i8', 'shape': (9, "),
+        zipped("{'descr': '<i8', 'fortran_order': False, 'shape': (1152921504606846975,)}\n"),
+        damaged(zipped("x" * 300, zipfile.ZIP_DEFLATED)),
     ],
-    ids=["empty", "text", "pickle", "floats", "axes", "truncated"],
+    ids=["empty", "text", "pickle", "floats", "axes", "truncated", "header", "huge", "deflate"],
 )
 def test_calls_that_are_none_are_refused(content: bytes, tmp_path: Path) -> None:
     record, _ = sample(rows=(16,), arms=1)

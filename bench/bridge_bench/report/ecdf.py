@@ -35,13 +35,15 @@ def distributions(
     if not panels:
         return None
     default = next((arm.id for arm in record.arms if arm.is_default), None)
+    callers = record.limits.concurrency
+    who = "Calls were made" if callers == 1 else f"{callers} callers made calls, each"
     return section(
         "The slow calls",
         legend(looks, default),
         tag("div", *panels, class_="panels"),
         lead="The share of calls that took longer than a time. Where a curve crosses 50 % is its "
-        "median, where it crosses 1 % its 99th percentile; the further left, the better. Calls "
-        "were made one after the other, so waiting in a queue is not in them.",
+        "median, where it crosses 1 % its 99th percentile; the further left, the better. "
+        f"{who} one after the other, so waiting in a queue is not in them.",
     )
 
 

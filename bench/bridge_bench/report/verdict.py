@@ -101,6 +101,10 @@ def _gain(record: SelectionRecord, verdict: Verdict) -> tuple[str, str]:
     default = next((arm for arm in record.arms if arm.is_default), None)
     if default is not None and default.id == verdict.winner:
         return "1\u00d7", "it is the default"
+    if record.limits.objective == "memory":
+        share = wording.memory_share(record, verdict)
+        told = "?" if share is None else ratio(share).replace("x", "\u00d7")
+        return told, "the memory of the default"
     found = verdict.default_ratio
     if found is None:
         return "?", "the default was not measured"

@@ -27,6 +27,7 @@ __all__ = [
     "issuer",
     "load_code",
     "machine_name",
+    "memory_share",
     "moment",
     "number_of_rows",
     "objective",
@@ -101,6 +102,8 @@ def sureness(record: SelectionRecord, verdict: Verdict) -> str:
     """How sure the choice in one bucket is; one sentence."""
     if verdict.winner is None:
         return verdict.reason or "No arm may serve here."
+    if record.limits.objective == "memory":  # which is weighed, not raced for
+        return verdict.reason
     if verdict.regret is None:
         return verdict.reason or "Nothing bounds how much faster another arm could be."
     sure = confidence(record)
@@ -119,6 +122,9 @@ def gain(record: SelectionRecord, verdict: Verdict) -> str:
     default = next((arm for arm in record.arms if arm.is_default), None)
     if default is not None and default.id == verdict.winner:
         return "It is the default."
+    if record.limits.objective == "memory":
+        share = memory_share(record, verdict)
+        return "" if share is None else f"It needs {ratio(share)} the memory of the default."
     found = verdict.default_ratio
     if found is None:
         return "The default was not measured." if default is not None else ""
@@ -129,6 +135,15 @@ def gain(record: SelectionRecord, verdict: Verdict) -> str:
     return (
         f"{ratio(found.value)} as fast as the default ({ratio(found.low)} to {ratio(found.high)})."
     )
+
+
+def memory_share(record: SelectionRecord, verdict: Verdict) -> float | None:
+    """Memory of the winner over that of the default; ``None`` if either is unknown."""
+    default = next((arm for arm in record.arms if arm.is_default), None)
+    winner = next((arm for arm in record.arms if arm.id == verdict.winner), None)
+    if default is None or winner is None or winner.memory_bytes is None:
+        return None
+    return winner.memory_bytes / default.memory_bytes if default.memory_bytes else None
 
 
 def ties(verdict: Verdict) -> str:
