@@ -363,6 +363,7 @@ def test_errors_of_loading_and_of_inputs_are_themselves(act: Any, tmp_path: Path
         ({"scenario": "server"}, "no rate of queries"),
         ({"scenario": "server", "qps": 0}, "qps is 0"),
         ({"scenario": "server", "qps": float("nan")}, "qps is nan"),
+        ({"scenario": "server", "qps": 1e12}, r"1e\+13 queries; at most 20,000,000"),
         ({"duration_s": -1}, "duration_s is -1"),
         ({"seed": -1}, "seed is -1"),
         ({"issuer": "mine"}, "no issuer 'mine'"),

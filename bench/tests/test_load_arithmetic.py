@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge.errors import OptionError, PredictError
-from bridge_bench.load import Issuer, Latency, Scenario, Sla, judge
+from bridge.errors import MeasureError, OptionError, PredictError
+from bridge_bench.load import Issuer, Latency, Scenario, Sla, judge, loadgen
 from bridge_bench.load.account import Subject, account
 from bridge_bench.load.calls import Calls, Timed, Warmup
 from bridge_bench.load.detail_log import parse
@@ -125,6 +126,14 @@ def test_a_log_is_read_line_by_line_whatever_is_in_it() -> None:
     assert not parse("").is_complete
 
 
+def test_a_log_that_ends_too_early_is_an_error(tmp_path: Path) -> None:
+    """As on a full disk: LoadGen says nothing of it."""
+    (tmp_path / "mlperf_log_detail.txt").write_text(LOG.partition("result_validity")[0])
+    with pytest.raises(MeasureError, match="does not say whether the run is valid") as caught:
+        loadgen._read(tmp_path)
+    assert "loadgen_version" in caught.value.detail["log_end"]
+
+
 @given(st.text(max_size=200), st.integers(0, len(LOG)))
 @settings(max_examples=60, deadline=None)
 def test_a_damaged_log_never_raises(noise: str, at: int) -> None:
@@ -226,6 +235,13 @@ def test_what_was_dropped_is_late_and_did_not_keep_up() -> None:
     assert found.keeps_up is False
     assert found.status == "invalid"
     assert "20 were dropped and 10 never sent" in found.reasons[0]
+
+
+def test_the_rate_of_what_was_never_sent_is_the_one_asked_for() -> None:
+    half = timed(count=500, abandoned=500)  # of a second, the latter half
+    found = account(SUBJECT, SERVER, half, 0, None, floor=None, issuer_reason="")
+    assert found.offered_qps == 1000
+    assert found.keeps_up is False
 
 
 def test_answers_that_fall_behind_did_not_keep_up() -> None:

@@ -71,8 +71,9 @@ def account(
     if elapsed_s:
         achieved = queries / elapsed_s
         due_s = (int(begun.max()) - int(begun.min())) / 1e9
-        unanswered = timed.dropped + timed.abandoned
-        offered = (queries + unanswered - 1) / due_s if due_s > 0 else 0.0
+        offered = (queries + timed.dropped - 1) / due_s if due_s > 0 else 0.0
+        if timed.abandoned and order.qps is not None:
+            offered = order.qps  # the time of those that were never sent is not in due_s
     keeps_up = _keeps_up(timed, subject.warmup, elapsed_s, offered) if is_server else None
     sla = None if order.sla_s is None else Sla(order.sla_percentile, order.sla_s)
     verdict = None

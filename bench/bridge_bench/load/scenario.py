@@ -15,6 +15,7 @@ from bridge.errors import OptionError, nearest
 __all__ = ["Issuer", "Order", "Scenario"]
 
 MIN_QUEUE = 64  # queries that may wait, however low the rate
+MAX_ARRIVALS = 20_000_000  # of one run: all are drawn before it begins, and kept
 _MAX_SEED = 2**32 - 1
 
 
@@ -96,6 +97,13 @@ class Order:
                     fix="Give qps, or look for the highest with find_max_qps.",
                 )
             _check("qps", self.qps, above=0)
+            arrivals = self.qps * self.duration_s
+            if arrivals > MAX_ARRIVALS:
+                raise OptionError(
+                    f"{self.qps:g} queries per second for {self.duration_s:g} s are "
+                    f"{arrivals:.3g} queries; at most {MAX_ARRIVALS:,} can be kept.",
+                    fix="Give a lower rate, or a shorter duration.",
+                )
 
     @property
     def seeds(self) -> dict[str, int]:
