@@ -237,7 +237,9 @@ class Selection:
             verdicts = evidence.verdicts(request, heats, was_stopped=tournament.was_stopped)
             splits = self._split(tournament, heats, verdicts)
         confirmations: tuple[Confirmation, ...] = ()
-        if request.launches and not tournament.was_stopped:
+        # A fresh process tells of speed; an arm that needs less memory need not be faster.
+        is_raced = request.limits.objective != "memory"
+        if request.launches and is_raced and not tournament.was_stopped:
             verdicts, confirmations, notes = confirm(
                 request, heats, verdicts, deadline=max(end, monotonic() + 1), tell=self._tell
             )

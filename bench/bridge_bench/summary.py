@@ -17,6 +17,9 @@ def sentence(record: SelectionRecord) -> str:
         text = f"{arms[0]} serves all calls."
     else:
         text = f"{len(arms)} arms serve, by rows per call: {_routes(record)}."
+    if record.limits.objective == "memory":
+        told = dict.fromkeys(one.reason for one in decision.verdicts)
+        return " ".join((text, *filter(None, told)))
     worst = [one.regret for one in decision.verdicts if one.regret is not None]
     sure = f"{100 * (1 - record.protocol.delta):g} %"
     if len(worst) == len(decision.verdicts):

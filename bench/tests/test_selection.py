@@ -17,6 +17,7 @@ from bridge import load, recording
 from bridge.errors import InputError, OptionError, StaleRecord, UnsupportedModel
 from bridge.record import Limits, Protocol, SelectionRecord
 from bridge.registry import registry
+from bridge_bench import selection
 from bridge_bench.profile import InputProfile, Samples
 from bridge_bench.request import request
 from bridge_bench.selection import Selection, select
@@ -259,12 +260,18 @@ def test_an_sla_leaves_out_those_that_break_it(stage: Callable[[str], Path]) -> 
     assert record.decision.routes[0].arm == "stage"
 
 
-def test_memory_is_a_limit_and_an_objective(stage: Callable[[str], Path]) -> None:
+def test_memory_is_a_limit_and_an_objective(
+    stage: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = stage("heavy")
     record = select(model, protocol=FAST, launches=0, limits=Limits(max_memory_bytes=60 * 2**20))
     assert statuses(record)["heavy"] == "infeasible"
     assert "MiB are allowed" in record.arm("stage/act=heavy").reason
-    record = select(model, protocol=FAST, launches=0, limits=Limits(objective="memory"))
+    # That it is faster than the default is not asked of it, so there is nothing to confirm.
+    monkeypatch.setattr(selection, "confirm", None)
+    record = select(model, protocol=FAST, launches=3, limits=Limits(objective="memory"))
+    assert "needs the least memory" in record.decision.summary
+    assert "faster" not in record.decision.summary
     assert record.decision.routes[0].arm == "stage"
     assert statuses(record)["heavy"] == "eliminated"
     assert record.arm("stage/act=heavy").memory_bytes > 90_000_000  # type: ignore[operator]

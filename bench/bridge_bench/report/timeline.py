@@ -58,8 +58,9 @@ def timeline(record: SelectionRecord, looks: dict[str, Look]) -> Element | None:
         "How the race went",
         scrolled(head, tag("tbody", *body), class_="timeline"),
         None if record.canary is None else _canary(record, record.canary),
-        lead="In each block every arm still in the race runs once, in a new random order. A bar "
-        "is as long as the number of blocks in which the arm ran; it ends with a cross where the "
+        lead="In each block the arms still in the race take turns in a new random order, and "
+        "again in the reverse order; those that cannot change the verdict rest. A bar is as long "
+        "as the number of blocks in which the arm ran; it ends with a cross where the "
         f"arm was proven slower, with a disc where it stayed to the end. Arms more than "
         f"{record.protocol.cut_ratio:g} times slower leave after two blocks; others are judged "
         f"after {looks_at} blocks.",
