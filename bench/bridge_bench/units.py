@@ -75,4 +75,4 @@ def count(number: int, noun: str) -> str:
 
 def _short(value: float) -> str:
     """Three digits without an exponent."""
-    return f"{value:.0f}" if value >= 99.95 or value == int(value) else f"{value:.3g}"
+    return f"{value:.0f}" if value >= 99.95 or float(value).is_integer() else f"{value:.3g}"

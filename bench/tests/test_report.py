@@ -694,6 +694,8 @@ def test_axes_hold_their_values_and_have_round_ticks() -> None:
     assert narrow.ticks[0] == pytest.approx(1.0)
     assert 3 <= len(narrow.ticks) <= 8
     assert len(logarithmic([], str).ticks) >= 2
+    assert len(logarithmic([1.0, 1.7e308], str).ticks) >= 2  # a page has to open all the same
+    assert logarithmic([1.0, math.inf, math.nan], str).high < 2
     assert linear(0, 45, str).ticks == (0, 10, 20, 30, 40)
     assert linear(3, 3, str).place(3) == 0.5
 

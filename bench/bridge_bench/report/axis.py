@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 __all__ = ["Axis", "linear", "logarithmic"]
 
+_LEAST, _MOST = 1e-100, 1e100  # what is beyond is drawn there: room for margins has to be left
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
@@ -56,7 +58,7 @@ def logarithmic(
         margin: Factor of room at both ends.
         ticks: About how many ticks at most.
     """
-    known = [value for value in values if value > 0 and math.isfinite(value)]
+    known = [min(max(value, _LEAST), _MOST) for value in values if 0 < value < math.inf]
     low, high = (min(known), max(known)) if known else (1.0, 10.0)
     low, high = low / margin, high * margin
     if high / low < 1.05:

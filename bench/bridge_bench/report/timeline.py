@@ -13,6 +13,7 @@ from bridge_bench.units import count, duration, percent
 __all__ = ["timeline"]
 
 _MIDDLE = 9.0  # pixels
+_MOST_OFF = 1e6  # times the canary's median; drawn there if more
 _INSET = 0.94  # share of the width for the longest race, so that its end mark has room
 
 
@@ -121,7 +122,11 @@ def _bar(
 
 
 def _canary(record: SelectionRecord, canary: Canary) -> Element | None:
-    shares = [time / canary.median_s for time in canary.times_s if canary.median_s > 0]
+    shares = [
+        min(max(time / canary.median_s, 0.0), _MOST_OFF)
+        for time in canary.times_s
+        if canary.median_s > 0
+    ]
     if not shares:
         return None
     tolerance = record.protocol.canary_tolerance
