@@ -11,7 +11,7 @@ from bridge.record import BucketRecord, Route
 
 __all__ = ["Choice", "assign", "bounds", "group", "routes"]
 
-_MOST_ARMS = 4  # kept loaded; sets of more than that are not searched
+_MOST_ARMS = 4  # in the sets that are searched; beyond it there is that of all winners
 _MOST_BUCKETS = 6  # that a histogram of batch sizes is reduced to
 
 
@@ -40,8 +40,9 @@ def assign(
 ) -> Choice | None:
     """The fewest arms that serve every bucket within epsilon of its winner.
 
-    Among sets of equal size, that with the least weighted loss. Where memory forbids
-    all such sets, the set within memory that loses least, however much that is.
+    Among sets of equal size, that with the least weighted loss; where more than four arms
+    are needed, the winners themselves. Where memory forbids all such sets, the set within
+    memory that loses least, however much that is.
 
     Args:
         ratios: For each bucket, the time of each arm that may serve it over that of its
@@ -58,8 +59,12 @@ def assign(
     if not ratios or not all(ratios.values()):
         return None
     best: tuple[tuple[bool, int, float, int], Choice] | None = None
-    for count in range(1, min(_MOST_ARMS, len(names), len(ratios)) + 1):
-        for chosen in itertools.combinations(names, count):
+    sizes = range(1, min(_MOST_ARMS, len(names), len(ratios)) + 1)
+    winners = tuple(sorted({min(one, key=lambda name: one[name] != 1) for one in ratios.values()}))
+    searches = [itertools.combinations(names, count) for count in sizes]
+    for search in (*searches, [winners]):
+        for chosen in search:
+            count = len(chosen)
             total = sum(memory.get(name, 0) for name in chosen)
             if max_memory_bytes is not None and total > max_memory_bytes:
                 continue
@@ -80,7 +85,7 @@ def assign(
             rank = (not is_close, count if is_close else 0, weighted, strangers)
             if best is None or rank < best[0]:
                 best = (rank, Choice(arms=picks, loss=worst, memory_bytes=total))
-        # Only sets that lose too much are improved by one arm more.
+        # Only sets that lose too much are improved by more arms.
         if best is not None and not best[0][0]:
             break
     return None if best is None else best[1]
@@ -101,15 +106,13 @@ def routes(
     return tuple(found)
 
 
-def bounds(sizes: Sequence[int], weights: Sequence[float] | None = None) -> list[BucketRecord]:
-    """Buckets around the sizes that are measured.
+def bounds(sizes: Sequence[int]) -> list[BucketRecord]:
+    """Buckets around the sizes that are measured, all of the same weight.
 
     The border between two is their geometric mean: a call costs a fixed part and a part
     for each row, so that on the scale of ratios it is as near to the one as to the other.
     """
     ordered = sorted(set(sizes))
-    shares = dict(zip(sizes, weights, strict=True)) if weights is not None else {}
-    total = sum(shares.values())
     found = []
     for index, rows in enumerate(ordered):
         is_last = index + 1 == len(ordered)
@@ -117,7 +120,7 @@ def bounds(sizes: Sequence[int], weights: Sequence[float] | None = None) -> list
             BucketRecord(
                 rows=rows,
                 to_rows=None if is_last else math.floor(math.sqrt(rows * ordered[index + 1])),
-                weight=shares[rows] / total if total else 1 / len(ordered),
+                weight=1 / len(ordered),
             )
         )
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +18,13 @@ from bridge_bench import decision
 from bridge_bench.crew import Crew
 from bridge_bench.gate import Gate
 from bridge_bench.profile import InputProfile
+from bridge_bench.race import LEAST_BLOCKS
 
-__all__ = ["Request", "request"]
+__all__ = ["OBJECTIVES", "Request", "request"]
+
+OBJECTIVES = ("p50", "p99", "throughput", "memory", "cost")
+"""What an arm may be the best in."""
+_LISTED = f"one of {', '.join(OBJECTIVES)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +86,48 @@ def request(
             for one, path in zip(found, paths, strict=True)
         ]
     said = {name: word for name, word in words.items() if word is not None}
-    return Request(
+    made = Request(
         models=tuple(found),
         buckets=tuple(buckets_of(batches)),
         profile=_informed(profile or InputProfile(seed=said.get("seed", 0)), found),
         **said,
     )
+    _check(made)
+    return made
+
+
+def _check(asked: Request) -> None:
+    """Refuses what would only turn out to be senseless after the measurement."""
+    limits, protocol = asked.limits, asked.protocol
+    looks = protocol.looks
+    for holds, what, wanted in (
+        (limits.objective in OBJECTIVES, f"objective is '{limits.objective}'", _LISTED),
+        (
+            (limits.sla_s is None) == (limits.sla_percentile is None)
+            and (limits.sla_s or 1) > 0
+            and 0 < (limits.sla_percentile or 0.5) < 1,
+            f"the limit of latency is {limits.sla_s} s at {limits.sla_percentile}",
+            "a time above 0 and a percentile between 0 and 1, or neither",
+        ),
+        (limits.concurrency >= 1, f"concurrency is {limits.concurrency}", "at least 1"),
+        (
+            (limits.objective == "cost") == (limits.price_per_hour is not None),
+            f"objective is '{limits.objective}' and price_per_hour {limits.price_per_hour}",
+            "a price for the objective 'cost', and only for that",
+        ),
+        (
+            bool(looks) and list(looks) == sorted(set(looks)) and looks[0] >= LEAST_BLOCKS,
+            f"looks are {looks}",
+            f"rising numbers of blocks, {LEAST_BLOCKS} at least",
+        ),
+        (
+            min(protocol.variants, protocol.min_calls, protocol.max_calls) >= 1,
+            "variants or calls of a slice are below 1",
+            "at least 1",
+        ),
+    ):
+        if not holds:
+            raise OptionError(f"{what}; wanted {wanted}.", fix="Give other limits or numbers.")
 
 
 def _informed(profile: InputProfile, models: Sequence[ModelRef]) -> InputProfile:
@@ -100,9 +142,15 @@ def buckets_of(batches: Sequence[int] | Mapping[int, float]) -> list[BucketRecor
     """Buckets for sizes, or for a histogram of sizes.
 
     Raises:
-        OptionError: There is no size, or one below 1.
+        OptionError: There is no size, or one below 1; or no call of any size.
     """
     sizes = list(batches)
+    counts = list(batches.values()) if isinstance(batches, Mapping) else []
+    if counts and not (min(counts) >= 0 and 0 < sum(counts) < math.inf):
+        raise OptionError(
+            f"the counts of the batch sizes are {counts}; wanted numbers from 0 on, not all 0.",
+            fix="Give for example {16: 900, 128: 100}.",
+        )
     if not sizes or min(sizes) < 1:
         raise OptionError(
             f"batch sizes are {sizes}; wanted at least one, of 1 row or more.",
