@@ -75,7 +75,8 @@ def percentile(values: Values, fraction: float) -> float:
     ordered = np.sort(np.asarray(values, dtype=float), axis=None)
     if ordered.size == 0 or not 0 < fraction <= 1:
         raise ValueError("a percentile needs values and a fraction within (0, 1].")
-    return float(ordered[math.ceil(fraction * ordered.size) - 1])
+    # Not 8 for 7 % of 100, which in binary is a little more than 7.
+    return float(ordered[max(math.ceil(fraction * ordered.size - 1e-9), 1) - 1])
 
 
 def percentile_upper(values: Values, fraction: float, confidence: float = 0.95) -> float | None:

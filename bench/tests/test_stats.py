@@ -33,6 +33,12 @@ def test_percentiles_are_nearest_rank(count: int, p99: float, p50: float) -> Non
     assert percentile(values, 1) == count
 
 
+def test_ranks_do_not_depend_on_how_fractions_round() -> None:
+    assert percentile(np.arange(1, 101), 0.07) == 7
+    assert percentile(np.arange(1, 2001), (1 - 0.95) / 2) == 50
+    assert percentile([5.0], 1e-12) == 5
+
+
 def test_percentiles_need_values_and_a_fraction() -> None:
     with pytest.raises(ValueError, match="needs values"):
         percentile([], 0.5)
