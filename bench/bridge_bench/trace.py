@@ -56,7 +56,14 @@ class Outcome:
     leads: tuple[float, float]
 
 
-def run(folder: Path, *, calls: int = CALLS, passes: int = PASSES, seed: int = 0) -> Outcome:
+def run(
+    folder: Path,
+    *,
+    calls: int = CALLS,
+    passes: int = PASSES,
+    seed: int = 0,
+    trust: bool = False,
+) -> Outcome:
     """Runs a trace over a record.
 
     Args:
@@ -64,6 +71,7 @@ def run(folder: Path, *, calls: int = CALLS, passes: int = PASSES, seed: int = 0
         calls: Calls of the trace.
         passes: Passes of the trace by each contender.
         seed: Of sizes, inputs and order.
+        trust: The models of the record may run code of their own.
     """
     record = recording.read(folder)
     chance = random.Random(seed)  # noqa: S311 - a trace, no secret
@@ -78,7 +86,7 @@ def run(folder: Path, *, calls: int = CALLS, passes: int = PASSES, seed: int = 0
         workers = {}
         for name in times:
             worker = workers[name] = stack.enter_context(Worker())
-            worker.load(folder, options=None if name == ROUTED else {"arm": name}, trust=True)
+            worker.load(folder, options=None if name == ROUTED else {"arm": name}, trust=trust)
             worker.keep_inputs("trace", inputs)
             for _ in range(2):
                 worker.measure(calls, key="trace", timeout_s=300)
@@ -110,9 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("record", type=Path)
     parser.add_argument("--calls", type=int, default=CALLS)
     parser.add_argument("--passes", type=int, default=PASSES)
+    parser.add_argument("--trust", action="store_true", help="its models may run code of their own")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     given = parser.parse_args(arguments)
-    found = run(given.record, calls=given.calls, passes=given.passes)
+    found = run(given.record, calls=given.calls, passes=given.passes, trust=given.trust)
     if given.json:
         print(json.dumps({"best": found.best, "passes_s": found.passes_s}, indent=1))
         return 0
