@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -176,7 +177,10 @@ def select(
     ] = False,
     resume: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Go on from this record of the same request."),
+        typer.Option(
+            metavar="DIR",
+            help="Go on from this record of the same request; written there again without --out.",
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a record that is there already.")
@@ -203,8 +207,12 @@ def select(
     budget_s = parse_duration_s(budget, "--budget")
     prepare_budget_s = parse_duration_s(prepare_budget, "--prepare-budget")
     batches = _batches(batch, batch_mix)
+    if resume is not None:
+        resume = resume.parent if resume.is_file() else resume
+        out = out or resume
     if out is not None:
-        _check_target(out, force=force or resume is not None)
+        is_same = resume is not None and out.resolve() == resume.resolve()
+        _check_target(out, force=force or is_same)
 
     from bridge import recording
     from bridge.record import Protocol
@@ -245,11 +253,11 @@ def select(
         selection = Selection(asked, stop=stop, tell=tell, resume=earlier)
         record = selection.plan() if dry_run else selection.run()
         if out is not None and not dry_run:
-            from bridge.errors import RecordError
+            from bridge.errors import BridgeError
 
             try:
                 record = selection.write(out)
-            except RecordError as error:  # what was measured is shown all the same
+            except BridgeError as error:  # what was measured is shown all the same
                 failure = error
     if as_json:
         print_json(recording.to_document(record))
@@ -284,10 +292,10 @@ def _stopping() -> Iterator[Callable[[], bool]]:
     def first(number: int, _: FrameType | None) -> None:
         pressed.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        print(
-            "\nfinishing the block, then deciding with what there is; Ctrl-C again to stop",
-            file=sys.stderr,
-        )
+        # Not print: the signal may have come in the middle of one, which cannot be entered twice.
+        text = "finishing the block, then deciding with what there is; Ctrl-C again to stop"
+        with contextlib.suppress(OSError, ValueError):
+            os.write(sys.stderr.fileno(), f"\n{text}\n".encode())
 
     before = signal.signal(signal.SIGINT, first)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,10 +139,21 @@ def test_bad_words_are_refused_before_anything_is_measured(
 
 
 def test_a_record_is_replaced_only_with_force(bridge: Run, model: Model, tmp_path: Path) -> None:
-    words = ("select", model(), *QUICK, "-o", tmp_path / "r")
+    file = model()
+    words = ("select", file, *QUICK, "-o", tmp_path / "r")
     assert bridge(*words).code == 0
     assert bridge(*words).code == 2
     assert bridge(*words, "--force").code == 0
+    before = (tmp_path / "r" / "record.json").read_bytes()
+    done = bridge("select", file, *QUICK, "--resume", tmp_path / "r")
+    assert done.code == 0, done.err
+    assert f"predictor = bridge.load({str(tmp_path / 'r')!r})" in done.out
+    assert (tmp_path / "r" / "record.json").read_bytes() != before
+    shutil.copytree(tmp_path / "r", tmp_path / "other")
+    other = bridge("select", file, *QUICK, "--resume", tmp_path / "r", "-o", tmp_path / "other")
+    assert other.code == 2
+    assert "--force" in other.err
+    assert bridge("select", file, *QUICK, "--resume", tmp_path / "none").code == 3
 
 
 def test_ctrl_c_decides_and_writes(
