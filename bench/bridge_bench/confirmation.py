@@ -7,16 +7,16 @@ few times, with the default beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from bridge.errors import BridgeError
-from bridge.record import Confirmation, LoadRecord, Verdict
+from bridge.record import Confirmation, Interval, LoadRecord, Verdict
 from bridge_bench.entrant import Entrant
 from bridge_bench.stats import duel, median
-from bridge_bench.tournament import Heat, Tournament
+from bridge_bench.tournament import Heat, Split, Tournament
 
 if TYPE_CHECKING:
     from bridge_bench.request import Request
@@ -35,15 +35,20 @@ def confirm(
     verdicts: Sequence[Verdict],
     *,
     deadline: float,
+    stop: Callable[[], bool],
     tell: Tell,
 ) -> tuple[tuple[Verdict, ...], tuple[Confirmation, ...], list[str]]:
     """Measures each bucket's winner and the default in fresh processes.
+
+    Nothing is measured where the default may not serve. An arm that fails when it is
+    started again takes no further part.
 
     Args:
         request: What is selected.
         heats: The buckets, with their arms.
         verdicts: One per bucket.
         deadline: ``time.monotonic()`` after which no further process is started.
+        stop: Asked before each of them; true ends it.
         tell: Called with one line of text now and then.
 
     Returns:
@@ -56,7 +61,10 @@ def confirm(
     pairs = {
         heat.rows: heat.entrants[said.winner]
         for heat, said in zip(heats, verdicts, strict=True)
-        if said.winner is not None and default is not None and said.winner != default.id
+        if said.winner is not None
+        and default is not None
+        and said.winner != default.id
+        and default.id in said.ranking  # else a limit forbids to fall back on it
     }
     if not pairs or default is None or not default.takes_part():
         return tuple(verdicts), (), []
@@ -64,15 +72,21 @@ def confirm(
     arms = {one.id: one for one in (default, *pairs.values())}
     times: dict[int, tuple[list[float], list[float]]] = {rows: ([], []) for rows in pairs}
     launches: dict[int, list[float]] = {rows: [] for rows in pairs}
-    done = 0
+    done, notes, failed = 0, [], None
     for launch in range(request.launches):
+        if stop():
+            break
         begun = monotonic()
         tell(f"confirming in fresh processes, {launch + 1} of {request.launches}")
         try:
             found = rematch(request, playing, pairs, default, list(arms.values()), tell)
         except BridgeError as error:
-            note = f"an arm failed when it was started again to confirm it: {error.message}"
-            return tuple(verdicts), (), [note]
+            failed = arms.get(error.detail.get("arm", ""))
+            name = "an arm" if failed is None else failed.id
+            notes.append(f"{name} failed when it was started again to confirm: {error.message}")
+            if failed is not None:
+                _end(failed, error)
+            break
         for rows, (mine, theirs) in found.items():
             times[rows][0].extend(mine)
             times[rows][1].extend(theirs)
@@ -81,14 +95,19 @@ def confirm(
         took = monotonic() - begun
         if monotonic() + took > deadline:
             break
-    notes = []
-    if done < request.launches:
-        notes.append(
-            f"the budget allowed {done} of {request.launches} fresh processes for confirmation"
-        )
+    if done < request.launches and not notes:
+        why = "it was interrupted after" if stop() else "the budget allowed"
+        notes.append(f"{why} {done} of {request.launches} fresh processes for confirmation")
     changed, confirmations = [], []
     for verdict in verdicts:
         if verdict.rows not in pairs:
+            changed.append(verdict)
+            continue
+        if pairs[verdict.rows] is failed:
+            why = f"{verdict.winner} won the race, but failed when it was started again"
+            changed.append(_default_kept(verdict, default, None, f"{why}; the default is kept."))
+            continue
+        if not done:
             changed.append(verdict)
             continue
         mine, theirs = times[verdict.rows]
@@ -101,31 +120,63 @@ def confirm(
                 ratio=ratio,
             )
         )
-        if ratio.low > 1:
+        if ratio.low > 1 or default is failed:
             changed.append(verdict)
             continue
         notes.append(
             f"in fresh processes {pairs[verdict.rows].id} was not measurably faster than the "
             f"default with {verdict.rows} rows ({ratio.low:.2f} to {ratio.high:.2f} times)"
         )
-        changed.append(
-            replace(
-                verdict,
-                status="undecided" if verdict.status == "undecided" else "default",
-                winner=default.id,
-                ties=(str(verdict.winner), *(one for one in verdict.ties if one != default.id)),
-                regret=max(0.0, ratio.high - 1),
-                default_ratio=None,
-                ranking=(default.id, *(one for one in verdict.ranking if one != default.id)),
-                reason=f"{verdict.winner} won the race, but in {done} fresh processes it was "
-                "not measurably faster than the default, which is kept.",
-            )
+        # Others may be faster than the winner by its regret, and that than the default.
+        regret = verdict.regret
+        if regret is not None:
+            regret = (1 + regret) * max(1.0, ratio.high) - 1
+        reason = (
+            f"{verdict.winner} won the race, but in {done} fresh processes it was not measurably "
+            "faster than the default, which is kept."
         )
+        changed.append(_default_kept(verdict, default, regret, reason))
+    if failed is not None:
+        changed = [_without(one, failed.id) for one in changed]
     return tuple(changed), tuple(confirmations), notes
 
 
+def _default_kept(verdict: Verdict, default: Entrant, regret: float | None, reason: str) -> Verdict:
+    ties = (verdict.winner, *verdict.ties)
+    return replace(
+        verdict,
+        status="undecided" if regret is None or verdict.status == "undecided" else "default",
+        winner=default.id,
+        ties=tuple(one for one in ties if one is not None and one != default.id),
+        regret=regret,
+        default_ratio=Interval(value=1.0, low=1.0, high=1.0),
+        ranking=(default.id, *(one for one in verdict.ranking if one != default.id)),
+        reason=reason,
+    )
+
+
+def _without(verdict: Verdict, arm: str) -> Verdict:
+    return replace(
+        verdict,
+        ties=tuple(one for one in verdict.ties if one != arm),
+        ranking=tuple(one for one in verdict.ranking if one != arm),
+    )
+
+
+def _end(entrant: Entrant, error: BridgeError) -> None:
+    """An arm that does not start again is one that failed, however fast it was."""
+    entrant.fail(error, "started again")
+    for trial in entrant.trials.values():
+        trial.status, trial.reason = entrant.status, entrant.reason
+
+
 def under_load(
-    request: Request, heats: Sequence[Heat], verdicts: Sequence[Verdict], *, tell: Tell
+    request: Request,
+    heats: Sequence[Heat],
+    verdicts: Sequence[Verdict],
+    *,
+    stop: Callable[[], bool],
+    tell: Tell,
 ) -> tuple[tuple[LoadRecord, ...], list[str]]:
     """Each bucket's winner and the default under MLPerf LoadGen, one call after another.
 
@@ -141,13 +192,16 @@ def under_load(
     sla = None
     if limits.sla_s is not None and limits.sla_percentile is not None:
         sla = load.Sla(limits.sla_percentile, limits.sla_s)
-    found, notes = [], []
+    found: list[LoadRecord] = []
+    notes: list[str] = []
     for heat, said in zip(heats, verdicts, strict=True):
         names = [said.winner, *(one.id for one in heat.entrants.values() if one.plan.is_default)]
         for name in dict.fromkeys(one for one in names if one is not None):
             entrant = heat.entrants[name]
             if not entrant.takes_part():
                 continue
+            if stop():
+                return tuple(found), [*notes, "it was interrupted before all were put under load"]
             tell(f"{name} under load, {heat.rows} rows")
             model = request.models[entrant.plan.model]
             try:
@@ -199,8 +253,19 @@ def rematch(
     tell: Tell,
     *,
     blocks: int = BLOCKS,
+    splits: Mapping[int, Split] | None = None,
 ) -> dict[int, tuple[list[float], list[float]]]:
     """One fresh start of some arms: per bucket the times of its arm and of the default.
+
+    Args:
+        request: What is selected.
+        heats: The buckets with their inputs.
+        pairs: The arm to compare with the default, by bucket.
+        default: The default.
+        arms: All of them.
+        tell: Called with one line of text now and then.
+        blocks: Blocks in each bucket.
+        splits: By bucket, how the arm's calls are cut into pieces; others are whole.
 
     Raises:
         BridgeError: An arm failed.
@@ -231,7 +296,10 @@ def rematch(
             tournament.warm(heat)
             mine, theirs = tournament.duel(
                 heat,
-                [(copies[pairs[heat.rows].id], None), (copies[default.id], None)],
+                [
+                    (copies[pairs[heat.rows].id], (splits or {}).get(heat.rows)),
+                    (copies[default.id], None),
+                ],
                 blocks,
             )
             found[heat.rows] = (mine, theirs)

@@ -185,11 +185,13 @@ class Crew:
     def _guarded(self, entrant: Entrant, key: str) -> Iterator[None]:
         try:
             yield
-        except (WorkerDied, PredictTimeout):
+        except (WorkerDied, PredictTimeout) as error:
             # The worker is gone; the others of this key come back when they have a turn.
             self._end(key)
+            error.detail["arm"] = entrant.id
             raise
-        except BridgeError:
+        except BridgeError as error:
+            error.detail["arm"] = entrant.id
             worker = self._workers.get(key)
             if worker is not None:
                 worker.pause()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from bridge.record import (
     LoadRecord,
     Measurement,
     ModelRecord,
+    Route,
     SelectionRecord,
     Verdict,
 )
@@ -76,8 +78,17 @@ def typical(entrant: Entrant, rows: int) -> float:
     return median(times) if times else float("inf")
 
 
-def verdicts(request: Request, heats: Sequence[Heat], *, was_stopped: bool) -> tuple[Verdict, ...]:
-    """What each race says, or the memory of its arms where that is the objective."""
+def verdicts(
+    request: Request, heats: Sequence[Heat], *, was_stopped: bool, is_whole: bool = True
+) -> tuple[Verdict, ...]:
+    """What each race says, or the memory of its arms where that is the objective.
+
+    Args:
+        request: What is selected.
+        heats: The buckets.
+        was_stopped: The user ended the measurement.
+        is_whole: All arms came to be checked before that.
+    """
     found = []
     for heat in heats:
         if heat.race is None:
@@ -88,7 +99,7 @@ def verdicts(request: Request, heats: Sequence[Heat], *, was_stopped: bool) -> t
                     winner=None,
                     reason="It was interrupted before anything was measured."
                     if was_stopped
-                    else "No arm passed the gate.",
+                    else "No arm was left to measure.",
                 )
             )
         elif request.limits.objective == "memory":
@@ -101,7 +112,10 @@ def verdicts(request: Request, heats: Sequence[Heat], *, was_stopped: bool) -> t
                     is_interrupted=was_stopped,
                 )
             )
-    return tuple(found)
+    if is_whole:
+        return tuple(found)
+    why = "It was interrupted before all arms were checked; how fast the others are is not known."
+    return tuple(replace(one, status="interrupted", regret=None, reason=why) for one in found)
 
 
 def assemble(
@@ -125,6 +139,7 @@ def assemble(
     warnings = list(notes)
     routes, more = _routes(request, entrants, heats, verdicts, splits or {})
     warnings += more
+    warnings += _unproven(request, entrants, routes)
     if canary is not None and canary.is_noisy:
         warnings.append(
             "the machine was disturbed: a fixed piece of work varied by more than "
@@ -243,7 +258,6 @@ def _by_memory(request: Request, heat: Heat) -> Verdict:
         status="tied" if close else "proven",
         winner=order[0],
         ties=tuple(close),
-        regret=0.0,
         ranking=tuple(order),
         reason=f"{order[0]} needs the least memory, {least / 2**20:.0f} MiB.",
     )
@@ -255,7 +269,7 @@ def _may_serve(entrant: Entrant, rows: int) -> bool:
 
 
 def _preference(heat: Heat, arm: str) -> tuple[Any, ...]:
-    """Of arms equally fast: less memory, full precision, fewer options, quicker to load."""
+    """Of arms equally fast: full precision, less memory, fewer options, quicker to load."""
     one = heat.entrants[arm]
     options = one.plan.options
     return (
@@ -272,7 +286,7 @@ def _routes(
     heats: Sequence[Heat],
     verdicts: Sequence[Verdict],
     splits: Mapping[int, tuple[str, int]],
-) -> tuple[tuple[Any, ...], list[str]]:
+) -> tuple[tuple[Route, ...], list[str]]:
     """The few arms that serve, and what is to be said about that."""
     won = {one.rows: one for one in verdicts if one.winner is not None}
     if len(won) < len(request.buckets):
@@ -288,9 +302,9 @@ def _routes(
             one = by_id[name]
             if name != winner and one.takes_part() and _may_serve(one, heat.rows):
                 found = heat.race.ratio(name, winner) if heat.race is not None else None
-                ratios[heat.rows][name] = (
-                    typical(one, heat.rows) / base if found is None else found.value
-                )
+                about = typical(one, heat.rows) / base if found is None else found.value
+                if 0 < about < math.inf:  # else one of the two was never measured
+                    ratios[heat.rows][name] = about
         if request.limits.objective == "memory":
             ratios[heat.rows] = {winner: 1.0}
     choice = decision.assign(
@@ -305,11 +319,37 @@ def _routes(
     notes = []
     if choice.loss > request.protocol.epsilon:
         notes.append(
-            f"to stay within the memory allowed, one bucket is served {100 * choice.loss:.0f} % "
-            "slower than by its winner"
+            "to stay within the memory allowed, calls of one size are served "
+            f"{100 * choice.loss:.0f} % slower than by their winner"
         )
     kept = {rows: split for rows, split in splits.items() if split[0] in choice.arms.values()}
     return decision.routes(request.buckets, choice.arms, kept), notes
+
+
+def _unproven(request: Request, entrants: Sequence[Entrant], routes: Sequence[Route]) -> list[str]:
+    """Where an arm that serves was not shown to keep the latency that was asked for."""
+    limit, fraction = request.limits.sla_s, request.limits.sla_percentile
+    if limit is None or fraction is None or not routes:
+        return []
+    by_id = {one.id: one for one in entrants}
+    found = []
+    for rows in (one.rows for one in request.buckets):
+        route = next(one for one in routes if one.to_rows is None or rows <= one.to_rows)
+        calls = by_id[route.arm].calls_ns(rows) / 1e9
+        upper = percentile_upper(calls, fraction) if calls.size else None
+        if route.split_rows is not None:
+            why = "its calls in pieces were compared with whole ones only"
+        elif upper is None:
+            why = f"{len(calls)} calls are too few to tell"
+        elif upper > limit:
+            why = f"it is at most {upper * 1e3:.3g} ms (95 %)"
+        else:
+            continue
+        found.append(
+            f"{route.arm} was not shown to keep p{100 * fraction:g} within {limit * 1e3:g} ms with "
+            f"{rows} rows: {why}; 'bridge bench' measures that"
+        )
+    return found
 
 
 def _model(model: ModelRef) -> ModelRecord:

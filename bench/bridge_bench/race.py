@@ -265,7 +265,7 @@ class Race:
         for arm in self.arms:
             slower = None if against in {None, arm} else self.ratio(arm, str(against))
             end = self._ends.get(arm)
-            if end is None:
+            if end is None or arm == against:  # fresh processes may have decided otherwise
                 status, reason = _living(arm, slower, verdict)
                 found[arm] = Standing(status=status, slower=slower, reason=reason)
             else:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from bridge import machine, message, recording
-from bridge.errors import StaleRecord
-from bridge.record import ArmRecord, Measurement, SelectionRecord
-from bridge_bench.entrant import ENDED, Entrant, Trial
+from bridge.errors import InvalidRecord, StaleRecord
+from bridge.record import ArmRecord, Measurement, Protocol, SelectionRecord
+from bridge_bench.entrant import ENDED, INTERRUPTED, Entrant, Trial
 from bridge_bench.evidence import CALLS
 from bridge_bench.race import Race
 from bridge_bench.request import Request
@@ -25,6 +28,7 @@ def check(earlier: SelectionRecord, request: Request) -> None:
     Raises:
         StaleRecord: It is one; ``detail["differs"]`` says in what.
     """
+    versions = machine.versions({one.backend for one in earlier.arms})
     differs = [
         what
         for what, mine, theirs in (
@@ -33,9 +37,12 @@ def check(earlier: SelectionRecord, request: Request) -> None:
             ("inputs", request.profile.to_dict(), dict(earlier.profile)),
             ("limits", request.limits, earlier.limits),
             ("gate", request.gate.to_record(earlier.gate.reference), earlier.gate),
+            ("reference", request.expected is not None, earlier.gate.reference == "arrays"),
             ("seed", request.seed, earlier.seed),
-            ("looks", request.protocol.looks, earlier.protocol.looks),
+            ("protocol", _timeless(request.protocol), _timeless(earlier.protocol)),
             ("machine", machine.differences(earlier.machine, machine.fingerprint()), []),
+            ("versions", machine.changed_versions(earlier.versions, versions), []),
+            ("variables", machine.changed_variables(earlier.variables, machine.variables()), []),
         )
         if mine != theirs
     ]
@@ -45,6 +52,13 @@ def check(earlier: SelectionRecord, request: Request) -> None:
             fix="Ask for the same as before, or leave --resume out.",
             differs=differs,
         )
+
+
+def _timeless(protocol: Protocol) -> Protocol:
+    """The protocol without what may be longer the second time."""
+    return replace(
+        protocol, budget_s=0.0, prepare_budget_s=0.0, load_timeout_s=0.0, call_timeout_s=0.0
+    )
 
 
 def recall(earlier: SelectionRecord, entrants: Sequence[Entrant]) -> None:
@@ -57,7 +71,9 @@ def recall(earlier: SelectionRecord, entrants: Sequence[Entrant]) -> None:
         arm = known.get(entrant.id)
         if arm is None or not entrant.takes_part() or arm.is_reference:
             continue
-        has_ended = arm.status in ENDED and arm.rule != "prepare-budget"
+        has_ended = arm.status in ENDED and arm.rule not in ("prepare-budget", INTERRUPTED)
+        # What was measured of an arm that is over a limit of latency is kept.
+        has_ended = has_ended and not (arm.status == "infeasible" and arm.buckets)
         if has_ended or (arm.buckets and all(_is_out(one) for one in arm.buckets)):
             _copy(arm, entrant)
             if has_ended:
@@ -70,11 +86,7 @@ def replay(
     earlier: SelectionRecord, request: Request, entrants: Sequence[Entrant], heats: Sequence[Heat]
 ) -> None:
     """Puts the record's blocks back into arms and races."""
-    data = recording.attachment(earlier, CALLS)
-    calls = {}
-    if data is not None:
-        with np.load(io.BytesIO(data), allow_pickle=False) as found:
-            calls = {name: found[name] for name in found.files}
+    calls = _calls(earlier)
     default = next((one.id for one in entrants if one.plan.is_default), None)
     for heat in heats:
         before: dict[str, Measurement] = {}
@@ -96,14 +108,19 @@ def replay(
             trial.warmup_calls, trial.is_stable = said.warmup_calls, said.is_stable
             times = calls.get(f"{entrant.id}|{heat.rows}")
             if times is not None:
-                trial.durations = [times.astype(np.int64)]
-                trial.elapsed_ns = int(times.sum())
+                trial.durations = [times]
+                # Callers side by side take less than the sum of their calls.
+                rate = said.rows_per_s
+                trial.elapsed_ns = int(
+                    1e9 * heat.rows * len(times) / rate if rate else int(times.sum())
+                )
                 trial.cpu_ns = int((said.cpu_s or 0.0) * 1e9 * len(times))
             if said.status in ENDED:
                 trial.status, trial.reason = said.status, said.reason
-                removed[entrant.id] = sum(one is not None for one in said.blocks)
+                there = [index for index, time in enumerate(said.blocks) if time is not None]
+                removed[entrant.id] = there[-1] + 1
             for index, time in enumerate(said.blocks):
-                if time is not None and entrant.id not in removed:
+                if time is not None:
                     blocks[index][entrant.id] = time
         ids = [one.id for one in entrants if one.takes_part()]
         heat.race = Race.replay(
@@ -113,6 +130,21 @@ def replay(
             protocol=request.protocol,
             removed=removed,
         )
+
+
+def _calls(earlier: SelectionRecord) -> dict[str, npt.NDArray[np.int64]]:
+    """Nanoseconds of every call by ``"<arm>|<rows>"``; empty where the record has none."""
+    data = recording.attachment(earlier, CALLS)
+    if data is None:
+        return {}
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as found:
+            return {name: found[name].astype(np.int64).ravel() for name in found.files}
+    except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise InvalidRecord(
+            f"the attachment '{CALLS}' of the record cannot be read: {error}.",
+            fix="Leave --resume out.",
+        ) from error
 
 
 def _is_out(one: Measurement) -> bool:

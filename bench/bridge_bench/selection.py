@@ -21,6 +21,7 @@ from bridge.check import Arrays
 from bridge.errors import (
     BridgeError,
     InputError,
+    PredictTimeout,
     UnsupportedModel,
 )
 from bridge.record import Confirmation, Limits, LoadRecord, Protocol, SelectionRecord
@@ -29,7 +30,7 @@ from bridge_bench import evidence, resumption
 from bridge_bench.agreement import match_inputs, match_outputs
 from bridge_bench.confirmation import confirm, under_load
 from bridge_bench.crew import Crew
-from bridge_bench.entrant import Entrant, Trial
+from bridge_bench.entrant import INTERRUPTED, Entrant, Trial
 from bridge_bench.gate import Gate
 from bridge_bench.plan import plan
 from bridge_bench.profile import InputProfile
@@ -43,6 +44,7 @@ __all__ = ["Selection", "select"]
 LEAST_RACE_SHARE = 0.25  # of the budget, kept for the races however long starting took
 CONFIRM_SHARE = 0.2  # of the budget, kept for fresh processes
 DUEL_BLOCKS = 9
+BUDGET = "prepare-budget"
 
 Tell = Callable[[str], None]
 
@@ -210,8 +212,13 @@ class Selection:
             self._prepare(crew, heats, started_preparing + protocol.prepare_budget_s)
             prepared_s = monotonic() - started_preparing
             for entrant in self.entrants:
-                if not self._is_stopped():
+                if entrant.is_reference or not self._is_stopped():
                     self.admit(crew, entrant)
+                elif entrant.status in ("planned", "prepared"):
+                    # Nobody knows whether it computes the right thing, so that it may not serve.
+                    entrant.end(
+                        "skipped", "it was interrupted before this was checked", INTERRUPTED
+                    )
             if self._resume is not None:
                 resumption.replay(self._resume, request, self.entrants, heats)
             now = monotonic()
@@ -234,19 +241,29 @@ class Selection:
             )
             tournament.run()
             self._tell("deciding")
-            verdicts = evidence.verdicts(request, heats, was_stopped=tournament.was_stopped)
+            verdicts = evidence.verdicts(
+                request,
+                heats,
+                was_stopped=tournament.was_stopped,
+                is_whole=not any(one.rule == INTERRUPTED for one in self.entrants),
+            )
             splits = self._split(tournament, heats, verdicts)
         confirmations: tuple[Confirmation, ...] = ()
         # A fresh process tells of speed; an arm that needs less memory need not be faster.
         is_raced = request.limits.objective != "memory"
         if request.launches and is_raced and not tournament.was_stopped:
             verdicts, confirmations, notes = confirm(
-                request, heats, verdicts, deadline=max(end, monotonic() + 1), tell=self._tell
+                request,
+                heats,
+                verdicts,
+                deadline=max(end, monotonic() + 1),
+                stop=self._stop,
+                tell=self._tell,
             )
             self._notes += notes
         loads: tuple[LoadRecord, ...] = ()
         if request.under_load_s and not tournament.was_stopped:
-            loads, notes = under_load(request, heats, verdicts, tell=self._tell)
+            loads, notes = under_load(request, heats, verdicts, stop=self._stop, tell=self._tell)
             self._notes += notes
         self.record = evidence.assemble(
             request,
@@ -335,10 +352,11 @@ class Selection:
             if entrant.status != "planned" or not entrant.plan.prepares:
                 continue
             left_s = deadline - monotonic()
-            if left_s <= 0 or self._is_stopped():
-                entrant.end(
-                    "skipped", "the budget for preparing arms was used up", "prepare-budget"
-                )
+            if self._is_stopped():
+                entrant.end("skipped", "it was interrupted before this was prepared", INTERRUPTED)
+                continue
+            if left_s <= 0:
+                entrant.end("skipped", "the budget for preparing arms was used up", BUDGET)
                 continue
             self._tell(f"preparing {entrant.id}, {left_s:.0f} s left")
             begun = monotonic()
@@ -352,6 +370,10 @@ class Selection:
                 crew.weigh(entrant)
             except BridgeError as error:
                 entrant.fail(error, "preparing")
+                if isinstance(error, PredictTimeout) and monotonic() >= deadline:
+                    entrant.end(
+                        "skipped", "preparing it took longer than the budget for that", BUDGET
+                    )
                 crew.drop(entrant)
                 continue
             entrant.prepare_s = monotonic() - begun
@@ -437,15 +459,16 @@ class Selection:
             if whole is None or not all(axes):
                 continue
             costs = {
-                rows: math.ceil(heat.rows / rows) * evidence.typical(entrants[name], rows)
+                rows: math.ceil(heat.rows / rows) * self._call_s(tournament, entrants[name], rows)
                 for rows, name in winners.items()
-                if rows < heat.rows and entrants[name].takes_part()
+                if rows < heat.rows
+                and entrants[name].takes_part()
+                and heat.rows in entrants[name].trials
             }
             rows = min(costs, key=lambda one: costs[one], default=0)
-            scale = heat.rows if tournament.is_rate else 1
-            if not rows or costs[rows] * (1 + self.request.protocol.epsilon) > scale * (
-                evidence.typical(whole, heat.rows)
-            ):
+            whole_s = self._call_s(tournament, whole, heat.rows)
+            least_gain = 1 + self.request.protocol.epsilon
+            if not rows or math.isinf(whole_s) or costs[rows] * least_gain > whole_s:
                 continue
             piece = entrants[winners[rows]]
             self._tell(f"cutting {heat.rows} rows into pieces of {rows}")
@@ -463,6 +486,11 @@ class Selection:
                     f"({ratio.low:.2f} to {ratio.high:.2f})"
                 )
         return found
+
+    @staticmethod
+    def _call_s(tournament: Tournament, entrant: Entrant, rows: int) -> float:
+        """Typical time of a whole call; infinite where it was not measured."""
+        return evidence.typical(entrant, rows) * (rows if tournament.is_rate else 1)
 
     def _is_stopped(self) -> bool:
         return self._stop()

@@ -29,7 +29,7 @@ from bridge_bench.entrant import Entrant, Trial, status_of
 from bridge_bench.race import Race
 from bridge_bench.stats import clopper_pearson, median, percentile
 
-__all__ = ["Heat", "Tournament"]
+__all__ = ["Heat", "Split", "Tournament"]
 
 SCREEN_S = 0.05  # warm-up before the first block; the rest follows for those that survive
 WARM_S = 0.2
@@ -40,6 +40,8 @@ SLOW_CALL_S = 1.0  # from here on a slice is one call
 CUT_BLOCKS = 2
 
 Tell = Callable[[str], None]
+Split = tuple[int, Mapping[str, int], Mapping[str, int]]
+"""Most rows of a piece, and the axes that count rows, of inputs and of outputs."""
 
 
 @dataclass
@@ -165,7 +167,7 @@ class Tournament:
     def duel(
         self,
         heat: Heat,
-        arms: Sequence[tuple[Entrant, tuple[int, Mapping[str, int], Mapping[str, int]] | None]],
+        arms: Sequence[tuple[Entrant, Split | None]],
         blocks: int,
     ) -> list[list[float]]:
         """Statistics of a few arms, or of one cut and whole, block by block.
@@ -260,6 +262,8 @@ class Tournament:
             trial = entrant.trials.get(heat.rows)
             if trial is None:
                 continue
+            # It may have come later than others, when an earlier run was resumed.
+            trial.blocks.extend([None] * (race.blocks - len(trial.blocks)))
             found = slices.get(name)
             if found is None or not self._is_running(heat, entrant):
                 trial.blocks.append(None)
@@ -282,7 +286,7 @@ class Tournament:
         heat: Heat,
         entrant: Entrant,
         share: float,
-        split: tuple[int, Mapping[str, int], Mapping[str, int]] | None = None,
+        split: Split | None = None,
     ) -> Slice:
         """A share of a slice."""
         trial = entrant.trials[heat.rows]
@@ -364,8 +368,8 @@ class Tournament:
             entrant.fail(error, f"with {heat.rows} rows")
             trial = entrant.trials.setdefault(heat.rows, Trial(heat.rows))
             trial.status, trial.reason = status_of(error), entrant.reason
-            self._crew.drop(entrant)
         if not entrant.takes_part():
+            self._crew.drop(entrant)
             for other in self._heats:
                 # Also where it was eliminated already: it may not be ranked as a runner-up.
                 race = other.race

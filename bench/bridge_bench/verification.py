@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridge import machine, recording
+from bridge.check import Arrays
 from bridge.device import Device
 from bridge.errors import InvalidRecord
 from bridge.record import ArmRecord, Interval, Route, SelectionRecord
@@ -98,6 +99,8 @@ def verify(
 ) -> Verification:
     """Reads every file of a record and lets its winners and the default race again, shortly.
 
+    What serves without anything to compare it with is started and called once.
+
     Args:
         record: A record with a folder.
         trust: As for ``bridge.load``.
@@ -119,30 +122,49 @@ def verify(
     tell("reading the record's files")
     recording.verify(record)
     default = next((one for one in record.arms if one.is_default), None)
-    serving = {
-        bucket.rows: record.arm(_route(record, bucket.rows).arm) for bucket in record.buckets
-    }
+    serving = {bucket.rows: _route(record, bucket.rows) for bucket in record.buckets}
     compared = {
-        rows: arm
-        for rows, arm in serving.items()
+        rows: route
+        for rows, route in serving.items()
         if default is not None
-        and arm.id != default.id
+        and (route.arm != default.id or route.split_rows is not None)
         and record.models[default.model].path is not None
         and default.bucket(rows) is not None
+        and record.limits.objective != "memory"  # whose winners may well be slower
     }
-    found: dict[int, Interval] = {}
-    if compared and default is not None:
-        found = _duels(record, compared, default, trust=trust, blocks=blocks, tell=tell)
-    recorded = {one.rows: one.default_ratio for one in record.decision.verdicts}
+    found = _duels(record, serving, compared, default, trust=trust, blocks=blocks, tell=tell)
     checks = tuple(
-        _check(rows, arm.id, recorded.get(rows), found.get(rows)) for rows, arm in serving.items()
+        _check(rows, route.arm, _recorded(record, rows, route, default), found.get(rows))
+        for rows, route in serving.items()
     )
     return Verification(differences=tuple(_differences(record)), checks=checks)
 
 
+def _recorded(
+    record: SelectionRecord, rows: int, route: Route, default: ArmRecord | None
+) -> Interval | None:
+    """The default's time over that of what serves, as the record has it."""
+    said = next((one for one in record.decision.verdicts if one.rows == rows), None)
+    if said is None or said.winner == route.arm or route.split_rows is not None:
+        # Pieces are at least as fast as the winner, whose calls were whole.
+        return None if said is None else said.default_ratio
+    mine = record.arm(route.arm).bucket(rows)
+    theirs = None if default is None else default.bucket(rows)
+    if mine is None or theirs is None:
+        return None
+    pairs = [
+        (a, b)
+        for a, b in zip(theirs.blocks, mine.blocks, strict=False)
+        if a is not None and b is not None and min(a, b) > 0
+    ]
+    return duel([a for a, _ in pairs], [b for _, b in pairs]) if len(pairs) > 1 else None
+
+
 def _differences(record: SelectionRecord) -> list[str]:
     backends = {record.arm(route.arm).backend for route in record.decision.routes}
+    made_up = "the inputs: samples are not part of a record, so that made-up ones take their place."
     return [
+        *([made_up] if record.profile.get("samples") else []),
         *machine.differences(record.machine, machine.fingerprint()),
         *machine.changed_versions(record.versions, machine.versions(backends)),
         *machine.changed_variables(record.variables, machine.variables()),
@@ -151,15 +173,18 @@ def _differences(record: SelectionRecord) -> list[str]:
 
 def _duels(
     record: SelectionRecord,
-    compared: Mapping[int, ArmRecord],
-    default: ArmRecord,
+    serving: Mapping[int, Route],
+    compared: Mapping[int, Route],
+    default: ArmRecord | None,
     *,
     trust: bool,
     blocks: int,
     tell: Callable[[str], None],
 ) -> dict[int, Interval]:
-    """The default's time over each arm's, by bucket."""
-    arms = {one.id: one for one in (default, *compared.values())}
+    """The default's time over that of what serves, by bucket; others are called once."""
+    arms = {route.arm: record.arm(route.arm) for route in serving.values()}
+    if compared and default is not None:
+        arms[default.id] = default
     indices = sorted({one.model for one in arms.values()})
     models = [recording.model(record, index, trust=trust) for index in indices]
     entrants = {
@@ -170,33 +195,54 @@ def _duels(
         entrants[one.id].inputs, entrants[one.id].outputs = one.inputs, one.outputs
     request = Request(
         models=tuple(models),
-        buckets=tuple(one for one in record.buckets if one.rows in compared),
-        profile=InputProfile.from_dict({**record.profile, "samples": None}),
+        buckets=record.buckets,
+        profile=_profile(record),
         limits=record.limits,
         protocol=record.protocol,
         seed=record.seed,
     )
     signature = Signature.from_dict(record.signature)
-    heats = [
-        Heat(
-            rows,
-            [
-                request.profile.make(signature, variant, rows)
-                for variant in range(record.protocol.variants)
-            ],
+
+    def inputs(rows: int, variants: int) -> list[Arrays]:
+        return [request.profile.make(signature, one, rows) for one in range(variants)]
+
+    times: dict[int, tuple[list[float], list[float]]] = {}
+    if compared and default is not None:
+        pairs = {rows: entrants[route.arm] for rows, route in compared.items()}
+        playing = {one.id: one for one in (entrants[default.id], *pairs.values())}
+        times = rematch(
+            request,
+            [Heat(rows, inputs(rows, record.protocol.variants)) for rows in compared],
+            pairs,
+            entrants[default.id],
+            list(playing.values()),
+            tell,
+            blocks=blocks,
+            splits={
+                rows: (route.split_rows, record.batch_axes, record.output_batch_axes)
+                for rows, route in compared.items()
+                if route.split_rows is not None
+            },
         )
-        for rows in compared
-    ]
-    times = rematch(
-        request,
-        heats,
-        {rows: entrants[one.id] for rows, one in compared.items()},
-        entrants[default.id],
-        list(entrants.values()),
-        tell,
-        blocks=blocks,
-    )
+    alone = {rows: entrants[one.arm] for rows, one in serving.items() if rows not in times}
+    with request.crew() as crew:
+        for entrant in {one.id: one for one in alone.values()}.values():
+            tell(f"starting {entrant.id}")
+            crew.load(entrant, timeout_s=record.protocol.prepare_budget_s)
+        for rows, entrant in alone.items():
+            crew.predict(entrant, inputs(rows, 1)[0])
     return {rows: duel(theirs, mine) for rows, (mine, theirs) in times.items()}
+
+
+def _profile(record: SelectionRecord) -> InputProfile:
+    try:
+        return InputProfile.from_dict({**record.profile, "samples": None})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InvalidRecord(
+            f"profile: it is no profile of inputs: {type(error).__name__}: {error}.",
+            fix="Select again.",
+            field="profile",
+        ) from error
 
 
 def _planned(arm: ArmRecord, model: int) -> PlannedArm:
@@ -222,7 +268,7 @@ def _route(record: SelectionRecord, rows: int) -> Route:
 
 def _check(rows: int, arm: str, before: Interval | None, now: Interval | None) -> Check:
     if now is None:
-        reason = "It is the default, or the default is not in the record: nothing to compare."
+        reason = "It runs; there is nothing that its speed could be compared with."
         return Check(rows=rows, arm=arm, recorded=before, now=None, holds=True, reason=reason)
     # As long as the better end of the interval is good enough, nothing is proven wrong.
     is_slower = now.high < 1

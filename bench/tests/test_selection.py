@@ -14,7 +14,13 @@ import numpy as np
 import pytest
 
 from bridge import load, recording
-from bridge.errors import InputError, OptionError, StaleRecord, UnsupportedModel
+from bridge.errors import (
+    InputError,
+    InvalidRecord,
+    OptionError,
+    StaleRecord,
+    UnsupportedModel,
+)
 from bridge.record import Limits, Protocol, SelectionRecord
 from bridge.registry import registry
 from bridge_bench import selection
@@ -200,16 +206,17 @@ def test_each_batch_size_gets_its_winner(stage: Callable[[str], Path], tmp_path:
 def test_large_calls_are_split_where_that_was_measured_faster(
     stage: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    record = select(
-        stage("jagged"),
-        out=tmp_path / "r",
-        batches=[4, 8],
-        protocol=FAST,
-        launches=0,
-        skip=["stage"],
-    )
+    record = select(stage("jagged"), out=tmp_path / "r", batches=[4, 8], protocol=FAST, launches=0)
     last = record.decision.routes[-1]
     assert (last.arm, last.split_rows) == ("stage/act=jagged", 4)
+    assert record.decision.verdicts[-1].winner == "stage"  # of the whole calls
+    # Its whole calls are slower than the default's; what serves is compared, which is not.
+    found = verify(record, blocks=2)
+    assert [one.arm for one in found.checks] == ["stage/act=jagged"] * 2
+    assert found.holds
+    now = found.checks[1].now
+    assert now is not None
+    assert now.value > 2
     x = np.arange(40, dtype=np.float32).reshape(10, 4)
     with load(tmp_path / "r") as predictor:
         np.testing.assert_array_equal(predictor.predict({"x": x})["y"], 2 * x)
@@ -258,6 +265,10 @@ def test_an_sla_leaves_out_those_that_break_it(stage: Callable[[str], Path]) -> 
     record = select(stage("slow"), protocol=FAST, launches=0, limits=limits)
     assert statuses(record)["slow"] == "infeasible"
     assert record.decision.routes[0].arm == "stage"
+    assert not any("was not shown to keep" in one for one in record.warnings)
+    tail = Limits(sla_percentile=0.999, sla_s=3e-2)
+    record = select(stage(""), protocol=FAST, launches=0, limits=tail)
+    assert any("p99.9 within 30 ms" in one and "too few" in one for one in record.warnings)
 
 
 def test_memory_is_a_limit_and_an_objective(
@@ -334,9 +345,37 @@ def test_an_interrupted_selection_decides_and_can_be_resumed(
     assert again.decision.status != "interrupted"
 
 
+def test_an_arm_that_was_not_checked_may_not_serve(
+    stage: Callable[[str], Path], tmp_path: Path
+) -> None:
+    model = stage("quick slow")
+    lines: list[str] = []
+    asked = request(model, protocol=FAST, launches=0)
+    selection = Selection(
+        asked, stop=lambda: any("checking stage" in line for line in lines), tell=lines.append
+    )
+    assert selection.run().decision.status == "interrupted"
+    record = selection.write(tmp_path / "r")
+    assert statuses(record) == {"plain": "undecided", "quick": "skipped", "slow": "skipped"}
+    assert record.arm("stage/act=quick").rule == "interrupted"
+    verdict = record.decision.verdicts[0]
+    assert (verdict.status, verdict.winner, verdict.regret) == ("interrupted", "stage", None)
+    assert verdict.ranking == ("stage",)
+    assert "No other arm" not in record.decision.summary
+    again = select(model, protocol=FAST, launches=0, resume=record)
+    assert again.decision.routes[0].arm == "stage/act=quick"
+
+
 def test_only_the_same_request_is_resumed(stage: Callable[[str], Path], tmp_path: Path) -> None:
     model = stage("quick")
     record = select(model, out=tmp_path / "r", protocol=FAST, launches=0)
+    with pytest.raises(StaleRecord, match="protocol"):
+        select(model, protocol=dataclasses.replace(FAST, epsilon=0.1), resume=record)
+    with pytest.raises(StaleRecord, match="reference"):
+        select(model, protocol=FAST, resume=record, expected={"y": np.ones((1, 4), np.float32)})
+    older = dataclasses.replace(record, versions={**record.versions, "numpy": "0.1"})
+    with pytest.raises(StaleRecord, match="versions"):
+        select(model, protocol=FAST, resume=older)
     with pytest.raises(StaleRecord, match="batch sizes"):
         select(model, protocol=FAST, batches=[2], resume=record)
     stage("quick slow")
@@ -351,6 +390,9 @@ def test_too_short_a_budget_says_so(stage: Callable[[str], Path]) -> None:
     assert statuses(record)["quick"] == "undecided"
     assert record.decision.verdicts[0].regret is None
     assert "not known" in record.decision.verdicts[0].reason
+    record = select(stage("quick"), batches=[1, 8], protocol=protocol, launches=0)
+    assert record.decision.status == "undecided"
+    assert [one.arm for one in record.decision.routes] == ["stage"]
 
 
 def test_requests_that_cannot_be_met_are_refused(stage: Callable[[str], Path]) -> None:
@@ -359,6 +401,18 @@ def test_requests_that_cannot_be_met_are_refused(stage: Callable[[str], Path]) -
         select(model, batches=[])
     with pytest.raises(OptionError, match="1 row or more"):
         select(model, batches=[0])
+    for limits in (
+        Limits(objective="speed"),
+        Limits(objective="cost"),
+        Limits(sla_s=1.0),
+        Limits(sla_s=1.0, sla_percentile=99),
+        Limits(concurrency=0),
+    ):
+        with pytest.raises(OptionError, match="wanted"):
+            select(model, limits=limits)
+    for looks in ((), (1, 6), (6, 6), (9, 6)):
+        with pytest.raises(OptionError, match="looks are"):
+            select(model, protocol=Protocol(looks=looks))
     with pytest.raises(UnsupportedModel):
         select(stage("stateful"), protocol=FAST, skip=["stage"])
     with pytest.raises(InputError, match="no samples that they belong to"):
@@ -376,6 +430,20 @@ def test_verify_lets_winner_and_default_race_again(
     assert found.checks[0].now is not None
     assert found.checks[0].now.value > 2
     assert json.loads(json.dumps(found.to_dict()))["holds"] is True
+
+
+def test_verify_starts_a_default_that_has_nothing_to_race(
+    stage: Callable[[str], Path], tmp_path: Path
+) -> None:
+    record = select(stage("slow"), out=tmp_path / "r", protocol=FAST, launches=0)
+    lines: list[str] = []
+    found = verify(record, progress=lines.append)
+    assert "starting stage" in lines
+    assert found.holds
+    assert found.checks[0].now is None
+    odd = dataclasses.replace(record, profile={"samples": None})
+    with pytest.raises(InvalidRecord, match="no profile of inputs"):
+        verify(odd)
 
 
 def test_calls_are_kept_and_the_record_is_whole(
