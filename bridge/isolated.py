@@ -41,8 +41,8 @@ class Isolation:
             child takes it up.
         load_timeout_s: Longest time of loading, at first and after a crash.
         lanes: Calls that may be in the child at once; ``None`` means as many as there are
-            usable CPUs, and 1 for predictors whose calls cannot run side by side. Each
-            keeps shared memory of the size of the largest call it has had.
+            usable CPUs. It is always 1 for predictors whose calls cannot run side by side.
+            Each keeps shared memory of the size of the largest call it has had.
         environment: Variables for the child, on top of this process's own.
     """
 
@@ -65,8 +65,9 @@ class Isolation:
 class IsolatedPredictor(Predictor):
     """A predictor in a child process; made by ``bridge.load(model, isolated=True)``.
 
-    ``info`` is the child's own; its ``details`` say ``isolated`` and the ``pid``. Up to
-    ``Isolation.lanes`` calls run side by side, more wait their turn.
+    ``info`` is the child's own; its ``details`` say ``isolated`` and the ``pid``. What a
+    predictor of several arms tells of them is as it was when they were loaded, the ``pid``
+    of each included. Up to ``Isolation.lanes`` calls run side by side, more wait their turn.
 
     After a crash the next call starts a fresh process: 0.1 s after the crash, and twice
     as long after each further one, up to 10 s. After 5 crashes within 60 s every call

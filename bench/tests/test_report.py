@@ -773,6 +773,9 @@ def test_wording() -> None:
     light = replace(record, limits=Limits(objective="memory"))
     weighed = replace(first, regret=0.0, default_ratio=None, reason="It needs the least memory.")
     assert wording.sureness(light, weighed) == "It needs the least memory."
+    tied = replace(weighed, ties=("alpha", "beta"))
+    assert wording.ties(light, tied) == "Need about as little: alpha, beta."
+    assert wording.ties(record, tied) == "May be as fast: alpha, beta."
     assert re.fullmatch(
         r"It needs \d+\.\d\dx the memory of the default.", wording.gain(light, weighed)
     )

@@ -120,7 +120,7 @@ def _show_bucket(record: SelectionRecord, bucket: BucketRecord, verdict: Verdict
         parts = [
             wording.gain(record, verdict),
             wording.sureness(record, verdict),
-            wording.ties(verdict),
+            wording.ties(record, verdict),
         ]
         print_line(" ".join(part for part in parts if part), indent=2)
 

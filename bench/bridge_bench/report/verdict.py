@@ -79,7 +79,7 @@ def _card(record: SelectionRecord, bucket: BucketRecord, verdict: Verdict) -> El
         tag("p", timed) if timed else None,
         tag("p", tag("span", f"{sign} {words}", class_=f"badge {tone}"), class_="state"),
         tag("p", wording.sureness(record, verdict), class_="soft"),
-        tag("p", "May be as fast: ", *_listed(verdict.ties), class_="soft")
+        tag("p", f"{wording.ties_lead(record)}: ", *_listed(verdict.ties), class_="soft")
         if verdict.ties
         else None,
     )

@@ -39,6 +39,7 @@ __all__ = [
     "sureness",
     "tally",
     "ties",
+    "ties_lead",
     "timing",
     "worst_error",
     "worst_excess",
@@ -146,13 +147,19 @@ def memory_share(record: SelectionRecord, verdict: Verdict) -> float | None:
     return winner.memory_bytes / default.memory_bytes if default.memory_bytes else None
 
 
-def ties(verdict: Verdict) -> str:
-    """The arms that may be as fast as the winner, as one sentence; empty without any."""
+def ties(record: SelectionRecord, verdict: Verdict) -> str:
+    """The arms that may be as good as the winner, as one sentence; empty without any."""
     if not verdict.ties:
         return ""
     rest = len(verdict.ties) - _TIES_SHOWN
     more = f" and {rest} more" if rest > 0 else ""
-    return f"May be as fast: {', '.join(verdict.ties[:_TIES_SHOWN])}{more}."
+    return f"{ties_lead(record)}: {', '.join(verdict.ties[:_TIES_SHOWN])}{more}."
+
+
+def ties_lead(record: SelectionRecord) -> str:
+    """What is said before the names of arms that may be as good as the winner."""
+    is_memory = record.limits.objective == "memory"
+    return "Need about as little" if is_memory else "May be as fast"
 
 
 def issuer(one: LoadRecord) -> str:
