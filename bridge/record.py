@@ -283,7 +283,8 @@ class Verdict:
         winner: Id of the arm chosen; ``None`` if there is none.
         ties: Ids of the arms that may be as fast, the winner not among them.
         regret: No other arm is faster than the winner by more than this share, at the
-            confidence ``1 - delta``; ``None`` without a winner, 0 if none can be.
+            confidence ``1 - delta``; 0 if none can be, ``None`` without a winner and where
+            it is not speed that decides.
         default_ratio: Time of the default arm over that of the winner; ``None`` if the
             default did not run.
         ranking: Ids of all arms that may serve, the best first.
