@@ -17,6 +17,7 @@ from bridge.record import Confirmation, Interval, LoadRecord, Verdict
 from bridge_bench.entrant import Entrant
 from bridge_bench.stats import duel, median
 from bridge_bench.tournament import Heat, Split, Tournament
+from bridge_bench.units import count
 
 if TYPE_CHECKING:
     from bridge_bench.request import Request
@@ -125,7 +126,8 @@ def confirm(
             continue
         notes.append(
             f"in fresh processes {pairs[verdict.rows].id} was not measurably faster than the "
-            f"default with {verdict.rows} rows ({ratio.low:.2f} to {ratio.high:.2f} times)"
+            f"default with {count(verdict.rows, 'row')} "
+            f"({ratio.low:.2f} to {ratio.high:.2f} times)"
         )
         # Others may be faster than the winner by its regret, and that than the default.
         regret = verdict.regret

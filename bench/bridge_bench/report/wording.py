@@ -112,7 +112,8 @@ def sureness(record: SelectionRecord, verdict: Verdict) -> str:
     if len(ran) == 1:
         return "It is the only arm that could be measured."
     if verdict.regret <= 0:
-        return f"Every other arm is slower ({sure} confidence)."
+        claim = "No other arm is faster" if verdict.ties else "Every other arm is slower"
+        return f"{claim} ({sure} confidence)."
     return f"No other arm is more than {percent(verdict.regret)} faster ({sure} confidence)."
 
 
