@@ -15,12 +15,13 @@ from bridge.record import ArmRecord, MetricRecord, OutputRecord
 from bridge.signature import Signature
 from bridge_bench.plan import PlannedArm
 
-__all__ = ["ENDED", "INTERRUPTED", "Entrant", "Trial"]
+__all__ = ["ENDED", "INTERRUPTED", "LATE", "Entrant", "Trial"]
 
 ENDED = frozenset({"skipped", "not_conformant", "failed", "timed_out", "crashed", "infeasible"})
 """States of an arm that takes no further part."""
 
 INTERRUPTED = "interrupted"
+LATE = "budget"
 """Rule that leaves out an arm whose turn to be loaded never came."""
 
 

@@ -32,7 +32,7 @@ from bridge.record import (
 from bridge.signature import Signature
 from bridge_bench import decision, summary
 from bridge_bench.canary import CanaryBird
-from bridge_bench.entrant import Entrant
+from bridge_bench.entrant import LATE, Entrant
 from bridge_bench.stats import (
     MIN_P99_SAMPLES,
     bootstrap_median,
@@ -79,7 +79,12 @@ def typical(entrant: Entrant, rows: int) -> float:
 
 
 def verdicts(
-    request: Request, heats: Sequence[Heat], *, was_stopped: bool, is_whole: bool = True
+    request: Request,
+    heats: Sequence[Heat],
+    *,
+    was_stopped: bool,
+    is_whole: bool = True,
+    late: int = 0,
 ) -> tuple[Verdict, ...]:
     """What each race says, or the memory of its arms where that is the objective.
 
@@ -88,6 +93,7 @@ def verdicts(
         heats: The buckets.
         was_stopped: The user ended the measurement.
         is_whole: All arms came to be checked before that.
+        late: How many arms the budget did not suffice to load.
     """
     found = []
     for heat in heats:
@@ -112,8 +118,19 @@ def verdicts(
                     is_interrupted=was_stopped,
                 )
             )
-    if is_whole:
+    if is_whole and not late:
         return tuple(found)
+    if is_whole:
+        # The bound stays, for the arms that were measured; the sentence says so.
+        more = f" {late} arms were not measured, because the budget ended before they were loaded."
+        return tuple(
+            replace(
+                one,
+                status="undecided" if one.winner is not None else one.status,
+                reason=one.reason + more,
+            )
+            for one in found
+        )
     why = "It was interrupted before all arms were checked; how fast the others are is not known."
     return tuple(replace(one, status="interrupted", regret=None, reason=why) for one in found)
 
@@ -194,6 +211,10 @@ def assemble(
     )
     if not verdicts:
         return record
+    late = sum(one.rule == LATE for one in entrants)
+    if late:
+        said = f"{late} arms were not measured, because the budget ended before they were loaded"
+        record = replace(record, warnings=(*record.warnings, said))
     status = "decided"
     if not routes:
         status = "none"

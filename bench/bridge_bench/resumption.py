@@ -13,7 +13,7 @@ import numpy.typing as npt
 from bridge import machine, message, recording
 from bridge.errors import InvalidRecord, StaleRecord
 from bridge.record import ArmRecord, Measurement, Protocol, SelectionRecord
-from bridge_bench.entrant import ENDED, INTERRUPTED, Entrant, Trial
+from bridge_bench.entrant import ENDED, INTERRUPTED, LATE, Entrant, Trial
 from bridge_bench.evidence import CALLS
 from bridge_bench.race import Race
 from bridge_bench.request import Request
@@ -71,7 +71,7 @@ def recall(earlier: SelectionRecord, entrants: Sequence[Entrant]) -> None:
         arm = known.get(entrant.id)
         if arm is None or not entrant.takes_part() or arm.is_reference:
             continue
-        has_ended = arm.status in ENDED and arm.rule not in ("prepare-budget", INTERRUPTED)
+        has_ended = arm.status in ENDED and arm.rule not in ("prepare-budget", INTERRUPTED, LATE)
         # What was measured of an arm that is over a limit of latency is kept.
         has_ended = has_ended and not (arm.status == "infeasible" and arm.buckets)
         if has_ended or (arm.buckets and all(_is_out(one) for one in arm.buckets)):

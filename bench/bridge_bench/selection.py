@@ -9,6 +9,7 @@ of it all (``evidence``).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
@@ -27,10 +28,9 @@ from bridge.errors import (
 from bridge.record import Confirmation, Limits, LoadRecord, Protocol, SelectionRecord
 from bridge.signature import Signature
 from bridge_bench import evidence, resumption
-from bridge_bench.agreement import match_inputs, match_outputs
 from bridge_bench.confirmation import confirm, under_load
 from bridge_bench.crew import Crew
-from bridge_bench.entrant import INTERRUPTED, Entrant, Trial
+from bridge_bench.entrant import INTERRUPTED, LATE, Entrant, Trial
 from bridge_bench.gate import Gate
 from bridge_bench.plan import plan
 from bridge_bench.profile import InputProfile
@@ -45,6 +45,7 @@ LEAST_RACE_SHARE = 0.25  # of the budget, kept for the races however long starti
 CONFIRM_SHARE = 0.2  # of the budget, kept for fresh processes
 DUEL_BLOCKS = 9
 BUDGET = "prepare-budget"
+ADMIT_SHARE = 0.5  # of the budget, after which no further arm is loaded
 
 Tell = Callable[[str], None]
 
@@ -211,8 +212,13 @@ class Selection:
             started_preparing = monotonic()
             self._prepare(crew, heats, started_preparing + protocol.prepare_budget_s)
             prepared_s = monotonic() - started_preparing
-            for entrant in self.entrants:
-                if entrant.is_reference or not self._is_stopped():
+            admitted_until = started + prepared_s + ADMIT_SHARE * protocol.budget_s
+            for entrant in self._broad():
+                if entrant.is_reference:
+                    self.admit(crew, entrant)
+                elif entrant.status == "planned" and monotonic() > admitted_until:
+                    entrant.end("skipped", "the budget ended before it could be loaded", LATE)
+                elif not self._is_stopped():
                     self.admit(crew, entrant)
                 elif entrant.status in ("planned", "prepared"):
                     # Nobody knows whether it computes the right thing, so that it may not serve.
@@ -246,6 +252,7 @@ class Selection:
                 heats,
                 was_stopped=tournament.was_stopped,
                 is_whole=not any(one.rule == INTERRUPTED for one in self.entrants),
+                late=sum(one.rule == LATE for one in self.entrants),
             )
             splits = self._split(tournament, heats, verdicts)
         confirmations: tuple[Confirmation, ...] = ()
@@ -279,7 +286,7 @@ class Selection:
             elapsed_s=monotonic() - started,
             reference=next((one.id for one in self.entrants if one.is_reference), None),
             was_stopped=tournament.was_stopped,
-            notes=self._notes,
+            notes=[*self.yardstick.remarks(), *self._notes],
         )
         return self.record
 
@@ -335,7 +342,6 @@ class Selection:
                 continue
             entrant.is_reference = True
             entrant.status = "loaded"
-            self._notes += yardstick.notes
             self.yardstick = yardstick
             return yardstick
         failed = [one for one in self.entrants if one.error is not None]
@@ -362,7 +368,7 @@ class Selection:
             begun = monotonic()
             try:
                 crew.load(entrant, timeout_s=left_s)
-                self._match_inputs(entrant)
+                self.yardstick.match_inputs(entrant)
                 for heat in heats:
                     left_s = max(1.0, deadline - monotonic())
                     _, first_s = crew.predict(entrant, heat.variants[0], timeout_s=left_s)
@@ -387,12 +393,18 @@ class Selection:
             if entrant.status == "planned":
                 self._tell(f"loading {entrant.id}")
                 crew.load(entrant)
-                self._match_inputs(entrant)
+                self.yardstick.match_inputs(entrant)
             if (entrant.info or {}).get("stateful"):
                 entrant.end("skipped", "its calls change the model", "stateful")
             else:
                 self._tell(f"checking {entrant.id}")
-                self._check(crew, entrant)
+                right = self.yardstick
+                results = [crew.predict(entrant, one)[0] for one in right.inputs]
+                refusal = right.judge(entrant, results, self.request)
+                if refusal is not None:
+                    entrant.end("not_conformant", refusal)
+                elif entrant.status != "prepared":
+                    entrant.status = "loaded"
                 if entrant.prepare_s is None:
                     crew.weigh(entrant)
         except BridgeError as error:
@@ -406,38 +418,15 @@ class Selection:
         if not entrant.takes_part():
             crew.drop(entrant)
 
-    def _match_inputs(self, entrant: Entrant) -> None:
-        assert entrant.signature is not None
-        given = tuple(self.yardstick.inputs[0])
-        names = match_inputs(self.yardstick.signature, entrant.signature, given)
-        if any(mine != ours for mine, ours in names.items()) or set(names) != set(given):
-            entrant.inputs = names
-
-    def _check(self, crew: Crew, entrant: Entrant) -> None:
-        assert entrant.signature is not None
-        request, right = self.request, self.yardstick
-        results = [crew.predict(entrant, one)[0] for one in right.inputs]
-        pairs = match_outputs(
-            right.signature, entrant.signature, right.answers[0], results[0], request.output_map
-        )
-        names = {mine: ours for mine, ours in pairs.items() if ours is not None}
-        if any(mine != ours for mine, ours in names.items()):
-            entrant.outputs = names
-        found = request.gate.check(
-            right.answers,
-            results,
-            names,
-            tier=entrant.plan.tier,
-            labels=request.labels,
-            scored=right.samples or None,
-            keys=right.keys,
-        )
-        entrant.agreement, entrant.metrics = found.outputs, found.metrics
-        is_own = entrant.is_reference and request.expected is None
-        if not found.passes and not is_own:
-            entrant.end("not_conformant", found.reason)
-        elif entrant.status != "prepared":
-            entrant.status = "loaded"
+    def _broad(self) -> list[Entrant]:
+        """The arms in the order of loading: of every backend the first, then the second..."""
+        seen: Counter[tuple[int, str]] = Counter()
+        ranks = {}
+        for index, entrant in enumerate(self.entrants):
+            kind = (entrant.plan.model, entrant.plan.backend)
+            ranks[entrant.id] = (seen[kind], index)
+            seen[kind] += entrant.takes_part()
+        return sorted(self.entrants, key=lambda one: ranks[one.id])
 
     def _drift_limit(self, entrant: Entrant) -> float:
         """Largest change of equal calls' outputs; twice what the gate lets pass."""

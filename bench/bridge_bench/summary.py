@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bridge.record import Interval, Measurement, Route, SelectionRecord, Verdict
+from bridge_bench.entrant import LATE
 
 __all__ = ["sentence"]
 
@@ -26,13 +27,15 @@ def sentence(record: SelectionRecord) -> str:
         told = dict.fromkeys(one.reason for one in decision.verdicts if one.reason)
         text += "".join(f" {reason}" for reason in told)
     elif len(bounds) == len(decision.verdicts):
-        claim = f"No other arm is more than {100 * max(bounds):.1f} % faster at any size measured"
+        is_late = any(one.rule == LATE for one in record.arms)
+        other = "No other arm that was measured" if is_late else "No other arm"
+        claim = f"{other} is more than {100 * max(bounds):.1f} % faster at any size measured"
         if all(len(one.ranking) < 2 for one in decision.verdicts):
-            text += " No other arm may serve."
+            text += " No other arm was measured." if is_late else " No other arm may serve."
         elif max(bounds) > 0:
             text += f" {claim} ({sure})."
         else:
-            text += f" It is proven that no other arm is as fast ({sure})."
+            text += f" {other} is as fast ({sure})."
     text += "".join(f" {_gain(record, one)}" for one in decision.verdicts if one.default_ratio)
     if decision.status == "undecided":
         text += " The budget ended before every race was decided; a longer --budget narrows that."

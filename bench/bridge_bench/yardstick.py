@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bridge.check import Arrays
 from bridge.errors import BridgeError, InputError, OptionError, PredictTimeout, WorkerDied
 from bridge.signature import Signature
+from bridge_bench.agreement import match_inputs, match_outputs
 from bridge_bench.crew import Crew
 from bridge_bench.entrant import Entrant
 from bridge_bench.gate import gate_inputs
@@ -16,6 +18,7 @@ from bridge_bench.tournament import Heat
 __all__ = ["Yardstick"]
 
 _EDGE = "edge/"
+_ZEROS = "edge/zeros"
 _LEAST_ROWS = 64  # of a batch of samples: one call a row would take long
 
 
@@ -30,6 +33,7 @@ class Yardstick:
         inputs: All samples in order, each bucket's inputs, edges.
         answers: The right outputs, by the reference's names.
         samples: How many of the calls, from the first on, hold samples.
+        decisive: How many, from the first on, have numbers that decide; the rest are zeros.
         notes: Sentences for the record's warnings.
     """
 
@@ -39,7 +43,9 @@ class Yardstick:
     inputs: list[Arrays] = field(default_factory=list)
     answers: list[Arrays] = field(default_factory=list)
     samples: int = 0
+    decisive: int = 0
     notes: list[str] = field(default_factory=list)
+    _on_zeros: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, crew: Crew, entrant: Entrant, signature: Signature, request: Request) -> Yardstick:
@@ -72,9 +78,12 @@ class Yardstick:
         for heat in heats:
             for index, one in enumerate(heat.variants):
                 found._ask(crew, entrant, f"{heat.rows} rows, variant {index}", one)
-        for key, one in gate_inputs(profile, signature, sizes):
-            if key.startswith(_EDGE):
-                found._ask(crew, entrant, key, one)
+        edges = [one for one in gate_inputs(profile, signature, sizes) if one[0].startswith(_EDGE)]
+        edges.sort(key=lambda one: one[0] == _ZEROS)  # last
+        for key, one in edges:
+            if key == _ZEROS:
+                found.decisive = len(found.inputs)
+            found._ask(crew, entrant, key, one)
         if request.gate.metrics:
             # Labels or samples of which metrics cannot be computed are no arm's failure.
             names = {name: name for name in found.answers[0]}
@@ -86,6 +95,78 @@ class Yardstick:
                 labels=request.labels,
                 scored=found.samples or None,
             )
+        return found
+
+    def match_inputs(self, entrant: Entrant) -> None:
+        """Finds out which of the arm's inputs are which of the reference's.
+
+        Raises:
+            InputError: An input of the arm has no counterpart.
+        """
+        assert entrant.signature is not None
+        given = tuple(self.inputs[0])
+        names = match_inputs(self.signature, entrant.signature, given)
+        if any(mine != ours for mine, ours in names.items()) or set(names) != set(given):
+            entrant.inputs = names
+
+    def judge(self, entrant: Entrant, results: Sequence[Arrays], request: Request) -> str | None:
+        """Sets what the gate sees of an arm; why it may not win, ``None`` if it may.
+
+        Args:
+            entrant: The arm.
+            results: Its outputs for ``inputs``, by its own names.
+            request: What is selected, with the gate.
+
+        Raises:
+            InputError: Labels do not suit the metrics.
+        """
+        assert entrant.signature is not None
+        pairs = match_outputs(
+            self.signature, entrant.signature, self.answers[0], results[0], request.output_map
+        )
+        names = {mine: ours for mine, ours in pairs.items() if ours is not None}
+        if any(mine != ours for mine, ours in names.items()):
+            entrant.outputs = names
+        count, tier = self.decisive, entrant.plan.tier
+        found = request.gate.check(
+            self.answers[:count],
+            results[:count],
+            names,
+            tier=tier,
+            labels=request.labels,
+            scored=self.samples or None,
+            keys=self.keys,
+        )
+        entrant.agreement, entrant.metrics = found.outputs, found.metrics
+        if entrant.is_reference and request.expected is None:
+            return None
+        if not found.passes:
+            return found.reason
+        if not self.answers[count:]:
+            return None
+        # Many models amplify rounding without bound on zeros (silence, once it is normalised,
+        # is noise), so that numbers alone decide nothing there; they are mentioned.
+        zeros = request.gate.check(
+            self.answers[count:],
+            results[count:],
+            names,
+            tier=tier,
+            has_metrics=False,
+            keys=self.keys[count:],
+        )
+        if zeros.passes:
+            return None
+        if any(one.excess is None and not one.passes for one in zeros.outputs):
+            return zeros.reason
+        self._on_zeros.setdefault(zeros.reason, []).append(entrant.id)
+        return None
+
+    def remarks(self) -> list[str]:
+        """Sentences for the record's warnings: edges left out, and numbers on zeros."""
+        found = list(self.notes)
+        for reason, arms in self._on_zeros.items():
+            more = f" and {len(arms) - 1} more" if len(arms) > 1 else ""
+            found.append(f"{arms[0]}{more}, on inputs of zeros, which decide nothing: {reason}")
         return found
 
     def _ask(self, crew: Crew, entrant: Entrant, key: str, inputs: Arrays) -> None:

@@ -387,9 +387,10 @@ def test_too_short_a_budget_says_so(stage: Callable[[str], Path]) -> None:
     protocol = dataclasses.replace(FAST, budget_s=0.01)
     record = select(stage("quick"), protocol=protocol, launches=0)
     assert record.decision.status == "undecided"
-    assert statuses(record)["quick"] == "undecided"
-    assert record.decision.verdicts[0].regret is None
-    assert "not known" in record.decision.verdicts[0].reason
+    assert record.arm("stage/act=quick").rule == "budget"
+    assert record.decision.verdicts[0].status == "undecided"
+    assert "1 arms were not measured" in record.decision.verdicts[0].reason
+    assert "No other arm was measured" in record.decision.summary
     record = select(stage("quick"), batches=[1, 8], protocol=protocol, launches=0)
     assert record.decision.status == "undecided"
     assert [one.arm for one in record.decision.routes] == ["stage"]
