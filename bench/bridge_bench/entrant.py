@@ -21,8 +21,10 @@ ENDED = frozenset({"skipped", "not_conformant", "failed", "timed_out", "crashed"
 """States of an arm that takes no further part."""
 
 INTERRUPTED = "interrupted"
+"""Rule that leaves out an arm whose turn to be loaded never came, as the user ended it."""
+
 LATE = "budget"
-"""Rule that leaves out an arm whose turn to be loaded never came."""
+"""The same where the budget ended before."""
 
 
 @dataclass

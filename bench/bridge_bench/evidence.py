@@ -42,6 +42,7 @@ from bridge_bench.stats import (
     percentile_upper,
 )
 from bridge_bench.tournament import Heat
+from bridge_bench.units import count
 
 if TYPE_CHECKING:
     from bridge_bench.request import Request
@@ -122,7 +123,7 @@ def verdicts(
         return tuple(found)
     if is_whole:
         # The bound stays, for the arms that were measured; the sentence says so.
-        more = f" {late} arms were not measured, because the budget ended before they were loaded."
+        more = f" {_late(late)}."
         return tuple(
             replace(
                 one,
@@ -213,8 +214,7 @@ def assemble(
         return record
     late = sum(one.rule == LATE for one in entrants)
     if late:
-        said = f"{late} arms were not measured, because the budget ended before they were loaded"
-        record = replace(record, warnings=(*record.warnings, said))
+        record = replace(record, warnings=(*record.warnings, _late(late)))
     status = "decided"
     if not routes:
         status = "none"
@@ -347,6 +347,10 @@ def _routes(
     return decision.routes(request.buckets, choice.arms, kept), notes
 
 
+def _late(number: int) -> str:
+    return f"{count(number, 'arm')} could not be measured: the budget ended before they were loaded"
+
+
 def _unproven(request: Request, entrants: Sequence[Entrant], routes: Sequence[Route]) -> list[str]:
     """Where an arm that serves was not shown to keep the latency that was asked for."""
     limit, fraction = request.limits.sla_s, request.limits.sla_percentile
@@ -368,7 +372,7 @@ def _unproven(request: Request, entrants: Sequence[Entrant], routes: Sequence[Ro
             continue
         found.append(
             f"{route.arm} was not shown to keep p{100 * fraction:g} within {limit * 1e3:g} ms with "
-            f"{rows} rows: {why}; 'bridge bench' measures that"
+            f"{count(rows, 'row')}: {why}; 'bridge bench' measures that"
         )
     return found
 

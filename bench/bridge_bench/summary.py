@@ -34,6 +34,8 @@ def sentence(record: SelectionRecord) -> str:
             text += " No other arm was measured." if is_late else " No other arm may serve."
         elif max(bounds) > 0:
             text += f" {claim} ({sure})."
+        elif any(one.ties for one in decision.verdicts):
+            text += f" {other} is faster at any size measured ({sure})."
         else:
             text += f" {other} is as fast ({sure})."
     text += "".join(f" {_gain(record, one)}" for one in decision.verdicts if one.default_ratio)

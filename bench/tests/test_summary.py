@@ -105,7 +105,11 @@ def test_the_winner_with_its_bound_and_its_gain() -> None:
 
 def test_a_proven_winner_and_a_default_that_is_kept() -> None:
     text = sentence(record(ARMS, (verdict(1, "quick", 0.0),), ALL))
-    assert "other arm is as fast (95 %)." in text
+    assert "No other arm is as fast (95 %)." in text
+    tied = replace(verdict(1, "quick", 0.0), ties=("default",))
+    assert "No other arm is faster at any size measured (95 %)." in sentence(
+        record(ARMS, (tied,), ALL)
+    )
     kept = record(ARMS, (verdict(1, "default", 0.01, 1.0),), (Route(to_rows=None, arm="default"),))
     assert sentence(kept).endswith("It is the default, default.")
 
