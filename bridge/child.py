@@ -22,7 +22,7 @@ from typing import IO
 
 from bridge.errors import PredictTimeout, WorkerDied
 
-__all__ = ["Child"]
+__all__ = ["Child", "ending"]
 
 _GRACE_S = 2.0  # between SIGTERM and SIGKILL
 _LOG_TAIL_BYTES = 4000
@@ -168,12 +168,8 @@ class Child:
         except subprocess.TimeoutExpired:
             self.end()
             status = self.process.returncode
-        if status < 0:
-            how = f"by signal {signal.Signals(-status).name}"
-        else:
-            how = f"with exit status {status}"
         return WorkerDied(
-            f"the worker process ended {how}.",
+            f"the worker process ended {ending(status)}.",
             fix="Its last output is in detail['log'].",
             status=status,
             log=self.log_tail(),
@@ -197,3 +193,13 @@ class Child:
         except ValueError:  # closed meanwhile
             return ""
         return tail.decode("utf-8", "replace")
+
+
+def ending(status: int) -> str:
+    """How a process with this return code ended, such as ``by signal SIGSEGV``."""
+    if status >= 0:
+        return f"with exit status {status}"
+    try:
+        return f"by signal {signal.Signals(-status).name}"
+    except ValueError:  # one of the real-time signals, which have no name
+        return f"by signal {-status}"

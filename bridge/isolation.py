@@ -376,6 +376,13 @@ class Worker:
             raise child.died() from error
         except InputError:  # nothing was sent
             raise
+        except ValueError as error:  # no message of ours: something else wrote to the pipe
+            child.end()
+            raise WorkerDied(
+                f"the worker's answer to '{fields['do']}' cannot be read: {error}",
+                fix="Something in it writes to its pipe; its last output is in detail['log'].",
+                log=child.log_tail(),
+            ) from error
         except BaseException:
             # Half a message, or an answer that nobody fetched: the next request would
             # take it for its own.

@@ -273,14 +273,19 @@ def _by_memory(request: Request, heat: Heat) -> Verdict:
         return Verdict(rows=heat.rows, status="none", winner=None, reason="No arm may serve.")
     order = sorted(able, key=lambda name: (able[name], typical(heat.entrants[name], heat.rows)))
     least = able[order[0]] or 1
-    close = [name for name in order[1:] if able[name] <= least * (1 + request.protocol.epsilon)]
+    close = [name for name in order if able[name] <= least * (1 + request.protocol.epsilon)]
+    # As in a race: the default stays unless something is measurably better.
+    default = next((name for name in close if heat.entrants[name].plan.is_default), None)
+    winner = default or order[0]
+    order.sort(key=lambda name: name != winner)
     return Verdict(
         rows=heat.rows,
-        status="tied" if close else "proven",
-        winner=order[0],
-        ties=tuple(close),
+        status="proven" if len(close) < 2 else "tied" if default is None else "default",
+        winner=winner,
+        ties=tuple(name for name in close if name != winner),
         ranking=tuple(order),
-        reason=f"{order[0]} needs the least memory, {least / 2**20:.0f} MiB.",
+        reason=f"{winner} needs {'the least' if len(close) < 2 else 'as little as any'} memory, "
+        f"{(able[winner] or 0) / 2**20:.0f} MiB.",
     )
 
 

@@ -81,6 +81,12 @@ class Player(bridge.Predictor):
         if self.act == "print":
             print("noise on stdout", flush=True)
             os.write(1, b"native noise\\n")
+        if self.act == "garble":
+            for number in range(3, 64):  # the pipe of answers is one of them
+                try:
+                    os.write(number, b"x" * 64)
+                except OSError:
+                    pass
         if self.act == "raise":
             raise ZeroDivisionError("odd")
         if self.act == "odd-output":
@@ -343,6 +349,14 @@ def test_what_runtimes_print_does_not_garble_answers(stage: Path, worker: Worker
     worker.load(model(stage, "print"))
     np.testing.assert_array_equal(worker.predict(X)[0]["y"], [2, 4, 6])
     np.testing.assert_array_equal(worker.predict(X)[0]["y"], [2, 4, 6])
+
+
+def test_what_else_writes_to_the_pipe_of_answers_ends_the_worker(
+    stage: Path, worker: Worker
+) -> None:
+    worker.load(model(stage, "garble"))
+    with pytest.raises(WorkerDied, match="cannot be read"):
+        worker.predict(X)
 
 
 def test_errors_keep_their_class_and_facts(stage: Path, worker: Worker) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any, Self
 
 from bridge import message
 from bridge.check import Arrays
+from bridge.child import ending
 from bridge.errors import BridgeError, MeasureError
 from bridge.options import Options
 from bridge.signature import Signature
@@ -217,13 +217,8 @@ class Process:
         except subprocess.TimeoutExpired:
             self._process.kill()
             status = self._process.wait()
-        how = (
-            f"by signal {signal.Signals(-status).name}"
-            if status < 0
-            else f"with exit status {status}"
-        )
         return MeasureError(
-            f"the load generator's process ended {how} during '{request}'.",
+            f"the load generator's process ended {ending(status)} during '{request}'.",
             fix="Its last output is in detail['log']; try 'bridge run' on the model first.",
             status=status,
             log=self._log_tail(),
