@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -180,6 +181,10 @@ class Selection:
             skip=request.skip,
             max_arms=request.max_arms,
         )
+        limits = request.limits
+        if limits.objective == "memory" or limits.max_memory_bytes is not None:
+            # In one process the first arm would pay for what the runtime keeps for all of them.
+            planned = tuple(replace(one, process_key=one.id) for one in planned)
         self.entrants = [Entrant.of(one, slot) for slot, one in enumerate(planned)]
         if resume is not None:
             resumption.check(resume, request)

@@ -288,6 +288,16 @@ def test_memory_is_a_limit_and_an_objective(
     assert record.arm("stage/act=heavy").memory_bytes > 90_000_000  # type: ignore[operator]
 
 
+def test_arms_share_a_process_unless_memory_matters(stage: Callable[[str], Path]) -> None:
+    for limits, processes in (
+        (Limits(), 1),
+        (Limits(objective="memory"), 3),
+        (Limits(max_memory_bytes=2**30), 3),
+    ):
+        chosen = Selection(request(stage("quick slow"), limits=limits))
+        assert len({one.plan.process_key for one in chosen.entrants}) == processes
+
+
 def test_throughput_counts_rows_of_several_callers(stage: Callable[[str], Path]) -> None:
     limits = Limits(objective="throughput", concurrency=2)
     record = select(stage("quick"), batches=[8], protocol=FAST, launches=0, limits=limits)
