@@ -123,7 +123,7 @@ def verdicts(
         return tuple(found)
     if is_whole:
         # The bound stays, for the arms that were measured; the sentence says so.
-        more = f" {_late(late)}."
+        more = f" T{_late(late)[1:]}."
         return tuple(
             replace(
                 one,
@@ -353,7 +353,7 @@ def _routes(
 
 
 def _late(number: int) -> str:
-    return f"{count(number, 'arm')} could not be measured: the budget ended before they were loaded"
+    return f"the budget ended before {count(number, 'arm')} could be loaded and measured"
 
 
 def _unproven(request: Request, entrants: Sequence[Entrant], routes: Sequence[Route]) -> list[str]:

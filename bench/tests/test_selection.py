@@ -399,7 +399,7 @@ def test_too_short_a_budget_says_so(stage: Callable[[str], Path]) -> None:
     assert record.decision.status == "undecided"
     assert record.arm("stage/act=quick").rule == "budget"
     assert record.decision.verdicts[0].status == "undecided"
-    assert "1 arm could not be measured" in record.decision.verdicts[0].reason
+    assert "The budget ended before 1 arm could be loaded" in record.decision.verdicts[0].reason
     assert "No other arm was measured" in record.decision.summary
     record = select(stage("quick"), batches=[1, 8], protocol=protocol, launches=0)
     assert record.decision.status == "undecided"
