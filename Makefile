@@ -23,7 +23,7 @@ help:
 	@echo "make clean       remove .venv and what was built"
 
 demo: $(VENV)/.demo $(VENV)/.models
-	$(BIN)/bridge select $(NMP)/nmp $(NMP)/nmp.onnx --budget 60s --launches 1 --max-arms 8 -o $(VENV)/record --force
+	$(BIN)/bridge select $(NMP)/nmp $(NMP)/nmp.onnx --budget 60s --launches 2 --max-arms 8 -o $(VENV)/record --force
 
 test: $(VENV)/.dev $(VENV)/.models
 	$(BIN)/python -m pytest

@@ -204,7 +204,9 @@ class ArmRecord:
         prepare_s: Time to convert, compile or build it before the race.
         load_s: Time of ``bridge.load``.
         memory_bytes: Resident memory that serving it needs beyond a bare interpreter, its
-            runtime included: after calls of every size, the largest among them.
+            runtime included: after calls of every size, the largest among them. Of arms that
+            shared a process while measuring (no memory limit, another objective), what they
+            share counts for the first, so that the others may look smaller than they are.
         peak_memory_bytes: The same at the highest moment, while loading it or after.
         agreement, metrics: What the gate saw, the worst over all inputs.
         buckets: One entry per bucket in which it ran.

@@ -12,10 +12,12 @@ from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from bridge.errors import BridgeError
 from bridge.record import Confirmation, Interval, LoadRecord, Verdict
 from bridge_bench.entrant import Entrant
-from bridge_bench.stats import duel, median
+from bridge_bench.stats import duel, median, ratio_interval
 from bridge_bench.tournament import Heat, Split, Tournament
 from bridge_bench.units import count
 
@@ -111,8 +113,7 @@ def confirm(
         if not done:
             changed.append(verdict)
             continue
-        mine, theirs = times[verdict.rows]
-        ratio = duel(theirs, mine)
+        ratio = _over_launches(*times[verdict.rows], done)
         confirmations.append(
             Confirmation(
                 rows=verdict.rows,
@@ -141,6 +142,22 @@ def confirm(
     if failed is not None:
         changed = [_without(one, failed.id) for one in changed]
     return tuple(changed), tuple(confirmations), notes
+
+
+def _over_launches(mine: Sequence[float], theirs: Sequence[float], launches: int) -> Interval:
+    """The default's time over the arm's; as uncertain as its launches differ.
+
+    Blocks of one process resemble each other, so that their number alone says too much: the
+    interval is the wider of that over all blocks and that over the means of the launches.
+    """
+    ratio = duel(theirs, mine)
+    logs = np.log(theirs) - np.log(mine)
+    between = ratio_interval([float(part.mean()) for part in np.array_split(logs, launches)])
+    if between is None:
+        return ratio
+    return Interval(
+        value=ratio.value, low=min(ratio.low, between.low), high=max(ratio.high, between.high)
+    )
 
 
 def _default_kept(verdict: Verdict, default: Entrant, regret: float | None, reason: str) -> Verdict:

@@ -237,7 +237,7 @@ class Selection:
             kept_s = CONFIRM_SHARE * protocol.budget_s if request.launches else 0.0
             deadline = max(end - kept_s, now + LEAST_RACE_SHARE * protocol.budget_s)
             for heat in heats:
-                heat.entrants = {one.id: one for one in self.entrants if one.takes_part()}
+                heat.entrants = {one.id: one for one in self._broad() if one.takes_part()}
             tournament = Tournament(
                 crew,
                 heats,

@@ -32,6 +32,8 @@ from bridge_bench.stats import clopper_pearson, median, percentile
 __all__ = ["Heat", "Split", "Tournament"]
 
 SCREEN_S = 0.05  # warm-up before the first block; the rest follows for those that survive
+SCREEN_SHARE = 0.6  # of the time, after which no further arm is warmed up for the first block
+GRACE_S = 5.0  # after the deadline, for the block that has begun
 WARM_S = 0.2
 WARM_WINDOW_S = 0.1
 WARM_SPREAD = 1.05  # largest over smallest of three window medians that counts as stable
@@ -127,13 +129,18 @@ class Tournament:
         """Blocks for every bucket in turn; returns when all are over, or at the deadline."""
         for heat in self._heats:
             self._crew.keep(heat.name, heat.variants)
-            for entrant in list(heat.entrants.values()):
-                if self._is_out_of_time():
-                    break
-                if heat.race is not None and entrant.id not in heat.race.living:
+        # Arm by arm, so that those that the time suffices for are known at every size.
+        until = monotonic() + SCREEN_SHARE * (self._deadline - monotonic())
+        for name in dict.fromkeys(name for heat in self._heats for name in heat.entrants):
+            if self._is_out_of_time() or monotonic() > until:
+                break
+            for heat in self._heats:
+                entrant = heat.entrants.get(name)
+                if entrant is None or (heat.race is not None and name not in heat.race.living):
                     continue  # an earlier run eliminated it
-                self._tell(f"warming {entrant.id}, {heat.rows} rows")
+                self._tell(f"warming {name}, {heat.rows} rows")
                 self._guard(heat, entrant, self._screen)
+        for heat in self._heats:
             # Those that the time did not suffice to screen are in the race as well: nothing is
             # known of them, and the verdict has to say so.
             living = [one for one in heat.entrants.values() if self._may_run(heat, one)]
@@ -250,6 +257,8 @@ class Tournament:
         bird = self.canary.sing()
         slices: dict[str, list[Slice]] = {}
         for index, share in self._turns(heat, [heat.entrants[name] for name in living]):
+            if monotonic() > self._deadline + GRACE_S:
+                return  # a block that would take far too long is given up
 
             def measure(heat: Heat, entrant: Entrant, share: float = share) -> None:
                 slices.setdefault(entrant.id, []).append(self._slice(heat, entrant, share))
