@@ -328,8 +328,9 @@ def test_a_crash_is_an_error_with_the_last_output(act: Any) -> None:
 
 def test_ctrl_c_ends_the_child_as_well(act: Any, site: Path) -> None:
     code = """
-import os, sys
+import os, signal, sys
 from bridge_bench import load
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
 load.run(sys.argv[1], issuer="own", duration_s=60, progress=lambda line: print(line, flush=True))
 """
     words = [sys.executable, "-c", code, str(act("sleeps"))]

@@ -487,9 +487,14 @@ def test_an_interrupt_leaves_it_usable(load: Load) -> None:
         before = pid(predictor)
         predictor.predict(X)
         timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
-        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it may come at any time
-            timer.start()
-            predictor.predict(HANG)
+        # Background jobs of a shell are started with the signal ignored.
+        before_tests = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it may come at any time
+                timer.start()
+                predictor.predict(HANG)
+        finally:
+            signal.signal(signal.SIGINT, before_tests)
         assert predictor.predict(X)["y"].tolist() == [2, 4, 6]
         assert pid(predictor) == before
         # A lane that an interrupt lost is replaced.
