@@ -64,6 +64,7 @@ class _Service:
         self._inputs: dict[str, list[Arrays]] = {}
         self._outputs: dict[tuple[int, str], list[Arrays]] = {}
         self._turns: dict[tuple[int, str], int] = {}
+        self._measured: int | None = None
 
     def prepare(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
         backend = registry().backends.get(request["backend"])
@@ -141,6 +142,7 @@ class _Service:
         slot, key, calls = request["slot"], request["key"], request["calls"]
         discard = request["discard"]
         variants = self._variants(key)
+        is_new, self._measured = slot != self._measured, slot
         found, last, variant = timed(
             self._call(request),
             variants,
@@ -148,6 +150,7 @@ class _Service:
             first=self._turns.get((slot, key), 0),
             discard=discard,
             callers=request["callers"],
+            settle=is_new,  # what ran before may still be spinning
         )
         # The next slice begins where this one ended, so that few calls see all variants.
         self._turns[slot, key] = (variant + 1) % len(variants)
