@@ -19,6 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,7 @@ class Trial:
         runs: Number of races.
         proven: Races that claimed a proven winner.
         close: Races whose choice was within 2 % of the best, by the truth.
+        plausible: Races of which the truth, as sure as it is (95 %), does not say otherwise.
         regrets: By how much each choice was slower than the best, by the truth.
         slices: Slices of each race over those of 45 blocks of all arms.
         settled: Races that ended before the last look.
@@ -135,6 +137,7 @@ class Trial:
     runs: int
     proven: int
     close: int
+    plausible: int
     regrets: tuple[float, ...]
     slices: tuple[float, ...]
     settled: int
@@ -147,6 +150,7 @@ class Trial:
             "runs": self.runs,
             "proven": self.proven,
             "close": self.close,
+            "plausible": self.plausible,
             "regrets": list(self.regrets),
             "slices": list(self.slices),
             "settled": self.settled,
@@ -160,6 +164,7 @@ def races(
     runs: int = RUNS,
     truth_blocks: int = TRUTH_BLOCKS,
     truth: dict[str, float] | None = None,
+    limit_s: float = float("inf"),
     tell: Any = lambda _: None,
 ) -> Trial:
     """Races the arms of a request again and again, with the truth measured in between.
@@ -169,6 +174,7 @@ def races(
         runs: Number of races.
         truth_blocks: Blocks of all arms from which the truth comes, spread over the runs.
         truth: The truth, where it is known: time by arm.
+        limit_s: Time after which no further race begins.
         tell: Called with one line of text now and then.
     """
     selection = Selection(asked, tell=tell)
@@ -184,8 +190,13 @@ def races(
         everyone.entrants = {one.id: replace(one, trials={}) for one in arms}
         if truth is None:
             _tournament(crew, asked, [everyone], None, 0).warm(everyone)
-        choices, slices, proven, settled = [], [], 0, 0
+        choices: list[str] = []
+        slices: list[float] = []
+        proven = settled = 0
+        started = monotonic()
         for run in range(runs):
+            if choices and monotonic() - started > limit_s:
+                break
             if truth is None:
                 tell(f"truth, run {run + 1} of {runs}")
                 _measure_all(crew, asked, everyone, truth_blocks // runs, run, times)
@@ -208,11 +219,19 @@ def races(
     known = truth or _truth(times)
     best = min(known.values())
     regrets = tuple(known[name] / best - 1 for name in choices)
+    first_best = min(known, key=lambda name: known[name])
+    plausible = 0
+    for name in choices:
+        low = known[name] / best
+        if truth is None and name != first_best:
+            low = duel(times[name], times[first_best]).low
+        plausible += low <= 1 + EPSILON
     return Trial(
         arms=len(arms),
-        runs=runs,
+        runs=len(choices),
         proven=proven,
         close=sum(one <= EPSILON for one in regrets),
+        plausible=plausible,
         regrets=regrets,
         slices=tuple(slices),
         settled=settled,
@@ -227,6 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="*", help="with real: the model's files")
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--limit", type=float, default=float("inf"), help="seconds in all")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     given = parser.parse_args(arguments)
 
@@ -249,7 +269,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         asked = request(given.models, batches=[given.rows])
         names = " + ".join(Path(one).name for one in given.models)
-        found[f"{names}, {given.rows} rows"] = races(asked, runs=given.runs, tell=tell)
+        found[f"{names}, {given.rows} rows"] = races(
+            asked, runs=given.runs, limit_s=given.limit, tell=tell
+        )
     if given.json:
         print(json.dumps({name: one.to_dict() for name, one in found.items()}, indent=1))
     else:
@@ -331,6 +353,7 @@ def _table(found: dict[str, Trial]) -> str:
         "races",
         "proven winner claimed",
         "within 2 % of the best",
+        "or not told apart from that",
         "worst regret",
         "slices, of 45 blocks of all",
     )
@@ -338,6 +361,7 @@ def _table(found: dict[str, Trial]) -> str:
     for name, one in found.items():
         lines.append(
             f"| {name} ({one.arms}) | {one.runs} | {one.proven} | {one.close} of {one.runs} "
+            f"| {one.plausible} of {one.runs} "
             f"| {100 * max(one.regrets):.1f} % | {100 * float(np.mean(one.slices)):.0f} % |"
         )
     return "\n".join(lines)
