@@ -28,7 +28,7 @@ from bridge.errors import (
 )
 from bridge.record import Confirmation, Limits, LoadRecord, Protocol, SelectionRecord
 from bridge.signature import Signature
-from bridge_bench import evidence, resumption
+from bridge_bench import ensemble, evidence, resumption
 from bridge_bench.confirmation import confirm, under_load
 from bridge_bench.crew import Crew
 from bridge_bench.entrant import INTERRUPTED, LATE, Entrant, Trial
@@ -293,6 +293,8 @@ class Selection:
             was_stopped=tournament.was_stopped,
             notes=[*self.yardstick.remarks(), *self._notes],
         )
+        if request.launches and is_raced and not tournament.was_stopped:
+            self.record = ensemble.settled(self.record, request.models, tell=self._tell)
         return self.record
 
     def calls(self) -> dict[str, npt.NDArray[np.int64]]:

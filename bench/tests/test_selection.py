@@ -47,7 +47,7 @@ class StageOptions(bridge.Options):
     def tier(self):
         return "half" if self.act.startswith("rounded") else "strict"
 
-calls = [0]
+last = [None]
 
 class Actor(bridge.Predictor):
     def __init__(self, act):
@@ -71,6 +71,9 @@ class Actor(bridge.Predictor):
             base = 3e-4 * rows
         if self.act == "large":  # best with many
             base = 2e-3
+        if self.act == "jealous":  # as large, unless another one was called just before
+            base = 2e-3 if last[0] in (None, self.act) else 5e-2
+        last[0] = self.act
         if self.act == "jagged":  # a large call costs more than its pieces
             base = 3e-4 if rows <= 4 else 1e-2
         if self.act == "crash":
@@ -201,6 +204,13 @@ def test_each_batch_size_gets_its_winner(stage: Callable[[str], Path], tmp_path:
     assert [one.to_rows for one in record.decision.routes] == [8, None]
     with load(tmp_path / "r") as predictor:
         assert predictor.predict({"x": np.ones((64, 4), np.float32)})["y"].shape == (64, 4)
+
+
+def test_arms_that_disturb_each_other_do_not_serve_together(stage: Callable[[str], Path]) -> None:
+    record = select(stage("small jealous"), batches=[1, 64], protocol=FAST, launches=1)
+    assert [one.arm for one in record.decision.routes] == ["stage/act=jealous"]
+    assert any("therefore serves all calls" in one for one in record.warnings)
+    assert "stage/act=jealous serves all calls." in record.decision.summary
 
 
 def test_large_calls_are_split_where_that_was_measured_faster(
