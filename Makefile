@@ -64,7 +64,7 @@ overhead: $(VENV)/.dev
 	$(BIN)/python -m bridge_bench.isolation
 	$(BIN)/python -m bridge_bench.routing
 
-# Half an hour on two cores that are otherwise idle.
+# About an hour on two cores that should be idle otherwise.
 selection: $(VENV)/.dev $(VENV)/.models
 	$(BIN)/python -m bridge_zoo ranker --size real -o $(ZOO) 2>/dev/null
 	$(BIN)/python -m bridge_bench.simulation
