@@ -78,11 +78,24 @@ def _card(record: SelectionRecord, bucket: BucketRecord, verdict: Verdict) -> El
         tag("p", f"{wanted[1]} {wanted[0]}") if wanted else None,
         tag("p", timed) if timed else None,
         tag("p", tag("span", f"{sign} {words}", class_=f"badge {tone}"), class_="state"),
+        _other_server(record, bucket, verdict),
         tag("p", wording.sureness(record, verdict), class_="soft"),
         tag("p", f"{wording.ties_lead(record)}: ", *_listed(verdict.ties), class_="soft")
         if verdict.ties
         else None,
     )
+
+
+def _other_server(
+    record: SelectionRecord, bucket: BucketRecord, verdict: Verdict
+) -> Element | None:
+    """Says so where another arm than the fastest serves these calls."""
+    for route in record.decision.routes:
+        if route.to_rows is None or bucket.rows <= route.to_rows:
+            if verdict.winner in {None, route.arm}:
+                return None
+            return tag("p", "Served by ", name(route.arm), " all the same.", class_="state")
+    return None
 
 
 def _listed(arms: tuple[str, ...]) -> list[Element | str]:
