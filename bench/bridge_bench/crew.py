@@ -49,7 +49,6 @@ class Crew:
         self._inputs: dict[str, list[Arrays]] = {}
         self._kept: dict[Worker, set[object]] = {}
         self._before: dict[int, int] = {}
-        self.bare_bytes = 0
 
     def load(self, entrant: Entrant, *, timeout_s: float | None = None) -> Signature:
         """Loads an arm into its worker; sets what loading tells about it.
@@ -205,7 +204,6 @@ class Crew:
         worker = Worker()
         try:
             bare = worker.memory()["rss_bytes"]
-            self.bare_bytes = self.bare_bytes or bare
             runtime = worker.prepare_runtime(entrant.plan.backend, timeout_s=self._load_timeout_s)
             self._runtime_bytes[key] = max(0, runtime - bare)
         except BaseException:
