@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bridge.binding import Bound
     from bridge.capabilities import Capabilities, ThreadSafety
     from bridge.check import Layout
+    from bridge.cpus import set_thread_budget, thread_budget
     from bridge.device import CPU, Device
     from bridge.diagnosis import doctor
     from bridge.dtypes import DType
@@ -63,6 +64,8 @@ _HOMES = {
     "inspect": "inspection",
     "load": "loading",
     "option": "options",
+    "set_thread_budget": "cpus",
+    "thread_budget": "cpus",
 }
 
 __all__ = [
@@ -96,6 +99,8 @@ __all__ = [
     "inspect",
     "load",
     "option",
+    "set_thread_budget",
+    "thread_budget",
 ]
 
 

@@ -20,6 +20,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import IO
 
+from bridge.cpus import THREADS_VARIABLE, thread_budget
 from bridge.errors import PredictTimeout, WorkerDied
 
 __all__ = ["Child", "ending"]
@@ -107,7 +108,8 @@ class Child:
         Args:
             arguments: Words of its command line.
             descriptors: Open files that it inherits under the same numbers.
-            environment: Variables on top of this process's own.
+            environment: Variables on top of this process's own, to which a thread budget
+                that this process has set is added.
 
         Raises:
             OSError: The system starts no more processes.
@@ -123,7 +125,10 @@ class Child:
                 # A fork leaves the thread behind.
                 if _spawner is None or _spawner.process != os.getpid():
                     _spawner = _Spawner()
-            order = _Order(arguments, descriptors, environment, self._log, Future())
+            budget = thread_budget()
+            given = {} if budget is None else {THREADS_VARIABLE: str(budget)}
+            given.update(environment or {})
+            order = _Order(arguments, descriptors, given or None, self._log, Future())
             self.process = _spawner.start(order)
         except BaseException:
             self._log.close()

@@ -1,4 +1,8 @@
-"""How many CPUs this process may use: affinity and cgroup quota, not the machine's count."""
+"""How many CPUs this process may use, and how many threads a predictor takes by default.
+
+The first is what affinity and cgroup quota allow, not the machine's count. The second is
+the same, unless the process has set a thread budget.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,69 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-__all__ = ["cpu_flags", "quota_cpus", "usable_cpus"]
+from bridge.errors import OptionError
+
+__all__ = [
+    "THREADS_VARIABLE",
+    "cpu_flags",
+    "default_threads",
+    "quota_cpus",
+    "set_thread_budget",
+    "thread_budget",
+    "usable_cpus",
+]
+
+THREADS_VARIABLE = "BRIDGE_THREADS"
+"""Environment variable that holds the thread budget of processes that set none."""
+
+_budget: int | None = None
+
+
+def set_thread_budget(threads: int | None) -> None:
+    """Sets how many threads each predictor takes that is loaded from now on.
+
+    For processes that hold several predictors, whose thread pools would else each take all
+    CPUs: with a budget of CPUs ÷ predictors they do not compete. It holds where the options
+    of a predictor do not say otherwise, in this process and in the workers it starts
+    afterwards. With a budget, idle threads of a predictor also do not wait actively.
+
+    Args:
+        threads: Threads per predictor; ``None`` for the environment variable
+            ``BRIDGE_THREADS``, and without it all CPUs that the process may use.
+
+    Raises:
+        OptionError: It is not a whole number of at least 1.
+    """
+    global _budget  # noqa: PLW0603 - one budget for the whole process
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise _bad_budget(repr(threads))
+    _budget = threads
+
+
+def thread_budget() -> int | None:
+    """Threads per predictor as set here or in ``BRIDGE_THREADS``; ``None`` if neither is.
+
+    Raises:
+        OptionError: The variable is not a whole number of at least 1.
+    """
+    text = os.environ.get(THREADS_VARIABLE, "").strip()
+    if _budget is not None or not text:
+        return _budget
+    if not text.isdecimal() or int(text) < 1:
+        raise _bad_budget(f"{text!r} in {THREADS_VARIABLE}")
+    return int(text)
+
+
+def default_threads() -> int:
+    """Threads that a predictor takes where its options do not say; at least 1.
+
+    The CPUs that this process may use, or the thread budget if that is less.
+
+    Raises:
+        OptionError: ``BRIDGE_THREADS`` is not a whole number of at least 1.
+    """
+    budget = thread_budget()
+    return usable_cpus() if budget is None else min(usable_cpus(), budget)
 
 
 def usable_cpus(root: Path = Path("/")) -> int:
@@ -45,6 +111,14 @@ def cpu_flags(root: Path = Path("/")) -> frozenset[str]:
     """
     match = re.search(r"^(?:flags|Features)\s*:(.*)$", _text(root / "proc/cpuinfo"), re.MULTILINE)
     return frozenset(match[1].split()) if match else frozenset()
+
+
+def _bad_budget(got: str) -> OptionError:
+    return OptionError(
+        f"a thread budget is a whole number of at least 1; got {got}.",
+        fix="Give the number of threads that each predictor may use, such as 2.",
+        option="threads",
+    )
 
 
 def _quotas(root: Path) -> Iterator[tuple[int, int]]:

@@ -26,6 +26,7 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     process_wide: bool = False,
+    when: str = "",
 ) -> Any:
     """A field of an ``Options`` class, with what a reader and the checks need.
 
@@ -39,6 +40,7 @@ def option(
         maximum: Largest valid number.
         process_wide: It takes hold of the whole process, so that predictors that differ in
             it disturb each other there; see ``Options.process_key``.
+        when: When another value than the default helps, in one sentence.
     """
     return dataclasses.field(
         default=default,
@@ -49,6 +51,7 @@ def option(
             "minimum": minimum,
             "maximum": maximum,
             "process_wide": process_wide,
+            "when": when,
         },
     )
 
@@ -66,6 +69,7 @@ class OptionField:
     minimum: float | None
     maximum: float | None
     process_wide: bool = False
+    when: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,6 +194,7 @@ class Options:
                 minimum=item.metadata["minimum"],
                 maximum=item.metadata["maximum"],
                 process_wide=item.metadata["process_wide"],
+                when=item.metadata["when"],
             )
             for item in dataclasses.fields(cls)
         )

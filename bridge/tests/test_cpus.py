@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bridge.cpus import cpu_flags, usable_cpus
+from bridge.child import Child
+from bridge.cpus import (
+    cpu_flags,
+    default_threads,
+    set_thread_budget,
+    thread_budget,
+    usable_cpus,
+)
+from bridge.errors import OptionError
 
 V2_MOUNT = "31 23 0:28 {root} {point} rw,relatime shared:9 - cgroup2 cgroup2 rw,nsdelegate"
 V1_MOUNT = "32 31 0:29 {root} {point} rw,relatime - cgroup cgroup rw,cpu,cpuacct"
@@ -200,3 +210,54 @@ def test_flags_are_those_of_the_first_cpu(tmp_path: Path) -> None:
     assert cpu_flags(tmp_path) == {"fpu", "avx2"}
     info.write_text("processor\t: 0\nFeatures\t: fp asimdhp\n")
     assert cpu_flags(tmp_path) == {"fp", "asimdhp"}
+
+
+@pytest.fixture
+def _no_budget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("BRIDGE_THREADS", raising=False)
+    yield
+    set_thread_budget(None)
+
+
+@pytest.mark.usefixtures("_no_budget")
+def test_a_thread_budget_bounds_the_default_but_not_the_cpus() -> None:
+    assert default_threads() == usable_cpus()
+    set_thread_budget(1)
+    assert (thread_budget(), default_threads()) == (1, 1)
+    set_thread_budget(10_000)
+    assert default_threads() == usable_cpus()
+    set_thread_budget(None)
+    assert thread_budget() is None
+
+
+@pytest.mark.usefixtures("_no_budget")
+def test_a_thread_budget_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRIDGE_THREADS", "1")
+    assert default_threads() == 1
+    set_thread_budget(10_000)
+    assert default_threads() == usable_cpus(), "what the process sets counts for more"
+    set_thread_budget(None)
+    monkeypatch.setenv("BRIDGE_THREADS", "some")
+    with pytest.raises(OptionError, match="BRIDGE_THREADS"):
+        default_threads()
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
+@pytest.mark.usefixtures("_no_budget")
+def test_a_bad_thread_budget_is_refused_and_changes_nothing(threads: Any) -> None:
+    with pytest.raises(OptionError, match="whole number"):
+        set_thread_budget(threads)
+    assert thread_budget() is None
+
+
+@pytest.mark.usefixtures("_no_budget")
+def test_a_child_has_the_thread_budget_of_its_parent() -> None:
+    set_thread_budget(1)
+    child = Child()
+    variables = b""
+    try:
+        while not variables and child.is_running:  # empty while the kernel starts the program
+            variables = Path(f"/proc/{child.process.pid}/environ").read_bytes()
+    finally:
+        child.close()
+    assert b"BRIDGE_THREADS=1" in variables.split(b"\0")
