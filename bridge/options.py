@@ -27,6 +27,7 @@ def option(
     maximum: float | None = None,
     process_wide: bool = False,
     when: str = "",
+    devices: Iterable[str] | None = None,
 ) -> Any:
     """A field of an ``Options`` class, with what a reader and the checks need.
 
@@ -41,6 +42,7 @@ def option(
         process_wide: It takes hold of the whole process, so that predictors that differ in
             it disturb each other there; see ``Options.process_key``.
         when: When another value than the default helps, in one sentence.
+        devices: Kinds of device where it acts, such as ``("cuda",)``; ``None`` for all.
     """
     return dataclasses.field(
         default=default,
@@ -52,6 +54,7 @@ def option(
             "maximum": maximum,
             "process_wide": process_wide,
             "when": when,
+            "devices": None if devices is None else tuple(devices),
         },
     )
 
@@ -70,6 +73,7 @@ class OptionField:
     maximum: float | None
     process_wide: bool = False
     when: str = ""
+    devices: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,6 +199,7 @@ class Options:
                 maximum=item.metadata["maximum"],
                 process_wide=item.metadata["process_wide"],
                 when=item.metadata["when"],
+                devices=item.metadata["devices"],
             )
             for item in dataclasses.fields(cls)
         )

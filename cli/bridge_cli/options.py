@@ -11,7 +11,7 @@ from bridge_cli.arguments import AsJson
 if TYPE_CHECKING:
     from bridge.options import OptionField
 
-__all__ = ["options"]
+__all__ = ["default_text", "options", "values_text"]
 
 EPILOG = """
 \b
@@ -45,7 +45,7 @@ def options(
         return
     print_table(
         ("option", "default", "values", "what it does"),
-        [(one.name, _text(one.default), _values(one), one.help) for one in fields],
+        [(one.name, default_text(one.default), values_text(one), _effect(one)) for one in fields],
     )
 
 
@@ -55,16 +55,23 @@ def _document(one: OptionField) -> dict[str, Any]:
         "type": one.type,
         "default": one.default
         if isinstance(one.default, (bool, int, float, str, type(None)))
-        else _text(one.default),
+        else default_text(one.default),
         "unit": one.unit,
         "choices": None if one.choices is None else list(one.choices),
         "minimum": one.minimum,
         "maximum": one.maximum,
         "help": one.help,
+        "when": one.when,
+        "devices": None if one.devices is None else list(one.devices),
     }
 
 
-def _text(default: object) -> str:
+def _effect(one: OptionField) -> str:
+    """What it does, and when another value than the default helps."""
+    return f"{one.help} {one.when}".rstrip()
+
+
+def default_text(default: object) -> str:
     """The default as one would type it."""
     if default is None:
         return "none"
@@ -75,7 +82,8 @@ def _text(default: object) -> str:
     return str(default)
 
 
-def _values(one: OptionField) -> str:
+def values_text(one: OptionField) -> str:
+    """The values that an option takes, such as ``int, at least 1``."""
     if one.choices is not None:
         return " | ".join(one.choices)
     text = f"{one.type} ({one.unit})" if one.unit else one.type
