@@ -7,7 +7,7 @@ ZOO := $(VENV)/zoo
 NMP := $(MODELS)/basic_pitch/saved_models/icassp_2022
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-fresh test-wheel conform conformance-data parity matrix check format overhead selection clean
+.PHONY: help demo test test-fresh test-wheel conform conformance-data parity matrix check format overhead gains gpu-check selection clean
 
 help:
 	@echo "make demo        the fastest way to run a real model here, chosen by measurement (minutes at first)"
@@ -19,7 +19,10 @@ help:
 	@echo "make conform     the whole conformance suite on every backend; renews docs/certificates"
 	@echo "make matrix      quick conformance of each CPU backend on each Python that is installed"
 	@echo "make overhead    cost of a call through the bridge, against each runtime's own call"
+	@echo "make gains       what each option gains on the ranker; renews docs/options.md"
+	@echo "make depth       the bridge against native calls on real models, shared CPUs, memory: docs/depth.md"
 	@echo "make selection   how often selections are right, and what they cost: the tables of docs/selection-results.md"
+	@echo "make gpu-check   tests and figures on this machine's GPU: docs/verified-hardware.md (PYTHON=python3: offline)"
 	@echo "make clean       remove .venv and what was built"
 
 demo: $(VENV)/.demo $(VENV)/.models
@@ -64,6 +67,19 @@ overhead: $(VENV)/.dev
 	$(BIN)/python -m bridge_bench.isolation
 	$(BIN)/python -m bridge_bench.routing
 
+# Ten minutes, on cores that should be idle otherwise.
+gains: $(VENV)/.dev
+	$(BIN)/python -m bridge_zoo ranker --size real -o $(ZOO) 2>/dev/null
+	$(BIN)/python -m bridge_bench.gains $(ZOO)/ranker.onnx $(ZOO)/ranker_saved_model $(ZOO)/ranker.pt \
+	    $(ZOO)/ranker.pt2 -o docs/option-gains.json
+	$(BIN)/python docs/options.py
+
+# Half an hour on two cores that should be idle otherwise.
+depth: $(VENV)/.dev $(VENV)/.models
+	$(BIN)/python -m bridge_bench.depth
+	$(BIN)/python -m bridge_bench.sharing
+	$(BIN)/python -m bridge_bench.footprint
+
 # About an hour on two cores that should be idle otherwise.
 selection: $(VENV)/.dev $(VENV)/.models
 	$(BIN)/python -m bridge_zoo ranker --size real -o $(ZOO) 2>/dev/null
@@ -73,8 +89,21 @@ selection: $(VENV)/.dev $(VENV)/.models
 	$(BIN)/python -m bridge_bench.validation real $(NMP)/nmp.onnx 2>/dev/null
 	time $(BIN)/bridge select $(ZOO)/ranker.onnx $(ZOO)/ranker_saved_model $(ZOO)/ranker.pt \
 	    --batch 1,16,128,512 --max-arms 24 -o $(ZOO)/record --force
-	$(BIN)/bridge select $(ZOO)/ranker.onnx --tier half --batch 1,16,128,512 -o $(ZOO)/half --force
-	$(BIN)/python -m bridge_bench.trace $(ZOO)/half
+	echo '{"1": 97, "512": 3}' > $(ZOO)/mix.json
+	$(BIN)/bridge select $(ZOO)/ranker.onnx --tier half --batch-mix $(ZOO)/mix.json \
+	    --option onnxruntime.spinning=false -o $(ZOO)/half --force
+	$(BIN)/python -m bridge_bench.trace $(ZOO)/half --calls 200
+
+# With PYTHON named on the command line, that Python's own packages are used, and nothing is
+# installed or fetched; WHEELS names a folder with wheels of what it lacks.
+ifeq ($(origin PYTHON),command line)
+gpu-check: GPU_PYTHON := $(PYTHON)
+else
+gpu-check: GPU_PYTHON := $(BIN)/python
+gpu-check: $(VENV)/.dev
+endif
+gpu-check:
+	PYTHONPATH=.:backends:cli:conformance:bench $(GPU_PYTHON) -m bridge_bench.hardware $(if $(WHEELS),--wheels $(WHEELS))
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache
