@@ -10,24 +10,29 @@ from typing import Any, ClassVar
 
 import bridge
 from bridge.capabilities import Capabilities, ThreadSafety
-from bridge.cpus import usable_cpus
+from bridge.cpus import default_threads, usable_cpus
 from bridge.device import CPU, Device
 from bridge.dtypes import DType
 from bridge.errors import (
-    BackendUnavailable,
     BridgeError,
     ErrorRule,
     OptionError,
-    PredictError,
     UnsupportedModel,
 )
 from bridge.model import ModelRef
 from bridge.search import Pruned, combine
+from bridge_torch.autocast import PRECISIONS, with_autocast
+from bridge_torch.compiler import compiled
+from bridge_torch.cuda import recorded, require_cuda, with_tf32
 from bridge_torch.failures import error_rules
+from bridge_torch.images import require_images, with_images_last, with_weights_last
 from bridge_torch.options import TorchOptions
 from bridge_torch.package import find_compiler, packaged
 from bridge_torch.predictor import TorchPredictor
 from bridge_torch.program import Program, declare, of_module, of_script, quiet
+from bridge_torch.shared import content_key, find, keep
+from bridge_torch.threads import call_threads, import_torch, limited
+from bridge_torch.weights import module_with
 
 __all__ = ["TorchBackend"]
 
@@ -84,7 +89,7 @@ class TorchBackend(bridge.Backend):
 
     def search_space(self, model: ModelRef, device: Device) -> tuple[bridge.Options | Pruned, ...]:
         """Threads, then each way to execute that the format knows and compilers allow."""
-        cpus = usable_cpus()
+        cpus = default_threads()
         threads: list[dict[str, Any]] = [{}]
         if device == CPU:
             threads += [{"threads": 1}, *([{"threads": cpus // 2}] if cpus > 3 else [])]
@@ -115,30 +120,62 @@ class TorchBackend(bridge.Backend):
         return error_rules()
 
     def _load(self, model: ModelRef, device: Device, options: Any) -> bridge.Predictor:
-        import torch
-
         assert isinstance(options, TorchOptions)
+        torch = import_torch()
+        if device == CPU:
+            require_cuda(options)
+        _require_place(options, model)
         program = declare(_PROGRAMS[model.format.name](model, device, options), model.declared)
-        call = program.call
-        if options.threads is not None:
-            from bridge_torch.threads import limited
-
-            call = limited(call, options.threads)
-        if device.kind == "cuda":
-            call = _with_tf32(call, allowed=options.tf32)
+        threads = None
+        if device == CPU or options.threads is not None:
+            threads = call_threads(options.threads)
         versions = {"torch": str(torch.__version__)}
         if device.kind == "cuda":
             versions["cuda"] = str(torch.version.cuda)
         info = bridge.PredictorInfo(
             device=device,
             provider=program.provider,
-            precision="tf32" if options.tf32 and device.kind == "cuda" else "float32",
-            threads=options.threads or (torch.get_num_threads() if device == CPU else None),
+            precision=_precision(options),
+            threads=threads,
             stateful=program.stateful,
             versions=versions,
             details=program.details,
         )
-        return TorchPredictor(dataclasses.replace(program, call=call), info)
+        return TorchPredictor(_called(program, device, options, threads), info)
+
+
+def _precision(options: TorchOptions) -> str:
+    if options.autocast != "off":
+        return PRECISIONS[options.autocast]
+    return "tf32" if options.tf32 else "float32"
+
+
+def _called(
+    program: Program, device: Device, options: TorchOptions, threads: int | None
+) -> Program:
+    """The program with all that a call has around it, the innermost first."""
+    import torch
+
+    call, exclusive = program.call, program.exclusive
+    if options.channels_last:
+        require_images(program.signature)
+        call = with_images_last(call)
+    if options.autocast != "off":
+        call = with_autocast(call, options.autocast, device.kind)
+    if device.kind == "cuda":
+        call = with_tf32(call, allowed=options.tf32)
+    if options.cuda_graphs:
+        if program.stateful:
+            raise OptionError(
+                "cuda_graphs=True is not for models that keep state: recording calls them.",
+                fix="Leave it out.",
+                option="cuda_graphs",
+                rule="cuda-graphs-with-state",
+            )
+        call, exclusive = recorded(call, device), True
+    if threads is not None and (options.threads or threads != torch.get_num_threads()):
+        call = limited(call, threads)
+    return dataclasses.replace(program, call=call, exclusive=exclusive, pinned=options.pinned)
 
 
 def _script_program(model: ModelRef, device: Device, options: TorchOptions) -> Program:
@@ -150,8 +187,19 @@ def _script_program(model: ModelRef, device: Device, options: TorchOptions) -> P
     read: Callable[..., Any] = torch._C.import_ir_module
     wrap: Callable[..., Any] = torch.jit._recursive.wrap_cpp_module
     where = torch.device(str(device))
-    module = wrap(read(torch._C.CompilationUnit(), str(model.file), where, {}, False))  # noqa: FBT003 - positional in C++
-    return _of_scripted(module.eval(), options, model)
+    # Weights in another layout are nobody else's.
+    key = None if options.channels_last else ("torchscript", where, content_key(model.file))
+    module = find(key)
+    if module is None:
+        unit = torch._C.CompilationUnit()
+        module = wrap(read(unit, str(model.file), where, {}, False)).eval()  # noqa: FBT003 - positional in C++
+        if options.channels_last:
+            with_weights_last(module)
+    program = _of_scripted(module, options, model)
+    if key is None or program.stateful or options.execution != "eager":
+        return program
+    keep(key, module)
+    return dataclasses.replace(program, source=module)
 
 
 def _of_scripted(module: Any, options: TorchOptions, model: ModelRef) -> Program:
@@ -171,10 +219,18 @@ _reading = threading.Lock()
 
 
 def _exported_program(model: ModelRef, device: Device, options: TorchOptions) -> Program:
+    import torch
+
     from bridge_torch.exported import flat_module, of_exported
 
     _require_fit(options, model)
     exported: Any = model.live
+    key = None
+    if exported is None:
+        # The compiler takes notes off the program; weights in another layout are nobody else's.
+        if options.execution != "aot_inductor" and not options.channels_last and device == CPU:
+            key = ("exported_program", content_key(model.file))
+        exported = find(key)
     if exported is None:
         with _reading:
             exported = _read_exported(model)
@@ -184,12 +240,30 @@ def _exported_program(model: ModelRef, device: Device, options: TorchOptions) ->
         exported = move_to_device_pass(exported, str(device))
     if options.execution == "aot_inductor":
         named = of_exported(exported, None, "AOTInductor")
-        return packaged(model, exported, named, device, options.threads)
+        threads = call_threads(options.threads)
+        runners = _runners(options, threads, device)
+        return packaged(
+            model, exported, named, device, threads=threads, runners=runners, mode=options.mode
+        )
     module = flat_module(exported)
+    if options.channels_last and model.live is None and isinstance(module, torch.nn.Module):
+        with_weights_last(module)
     if options.execution == "compiled":
-        program = of_exported(exported, _compiled(module, options), "torch.compile")
-        return dataclasses.replace(program, exclusive=True)
-    return of_exported(exported, module, "eager")
+        program = of_exported(exported, compiled(module, options), "torch.compile")
+        program = dataclasses.replace(program, exclusive=True)
+    else:
+        program = of_exported(exported, module, "eager")
+    if key is None or program.stateful:
+        return program
+    keep(key, exported)
+    return dataclasses.replace(program, source=exported)
+
+
+def _runners(options: TorchOptions, threads: int, device: Device) -> int:
+    """Calls that run side by side: as many as the CPUs can serve, if nothing is said."""
+    if options.runners is not None:
+        return options.runners
+    return max(1, usable_cpus() // threads) if device == CPU else 1
 
 
 def _read_exported(model: ModelRef) -> Any:
@@ -210,21 +284,20 @@ def _read_exported(model: ModelRef) -> Any:
 
 
 def _package_program(model: ModelRef, device: Device, options: TorchOptions) -> Program:
-    with quiet(_SCRIPT_IS_DEPRECATED):
-        import torch._inductor
-
     from bridge_torch.exported import of_package
+    from bridge_torch.runners import open_package
 
     _require_fit(options, model)
     index = device.index if device.kind == "cuda" else -1
-    package = torch._inductor.aoti_load_package(str(model.file), device_index=index)
-    built_for = str(package.loader.get_metadata().get("AOTI_DEVICE_KEY", device.kind))
+    runners = _runners(options, call_threads(options.threads), device)
+    package = open_package(model.file, runners, index)
+    built_for = str(package.metadata.get("AOTI_DEVICE_KEY", device.kind))
     if built_for != device.kind:
         raise UnsupportedModel(
             f"the package was built for {built_for}; {device} was asked for.",
             fix=f"Load it with device='{built_for}', or build it again.",
         )
-    return of_package(package.loader, model.declared)
+    return of_package(package, model.declared)
 
 
 def _pickle_program(model: ModelRef, device: Device, options: TorchOptions) -> Program:
@@ -251,7 +324,11 @@ def _module_program(model: ModelRef, device: Device, options: TorchOptions) -> P
 def _of_live(live: Any, model: ModelRef, device: Device, options: TorchOptions) -> Program:
     import torch
 
-    module = _ready(live, device)
+    if options.weights is not None:
+        if isinstance(live, torch.jit.ScriptModule):
+            raise _misplaced(options, "weights", "a scripted module holds weights of its own")
+        live = module_with(live, options.weights)
+    module = _ready(live, device, fresh_images=options.channels_last)
     if isinstance(module, torch.jit.ScriptModule):
         if options.execution in ("compiled", "aot_inductor"):
             raise _illegal(options, "TorchScript", "frozen")
@@ -269,21 +346,30 @@ def _of_live(live: Any, model: ModelRef, device: Device, options: TorchOptions) 
             ) from error
         return _of_scripted(scripted, options, model)
     if options.execution == "compiled":
-        program = of_module(module, _compiled(module, options), "torch.compile", model.declared)
-        return dataclasses.replace(program, exclusive=True)
+        program = of_module(module, compiled(module, options), "torch.compile", model.declared)
+        return dataclasses.replace(program, exclusive=True, first=module)
     return of_module(module, module, "eager", model.declared)
 
 
-def _ready(module: Any, device: Device) -> Any:
-    """The module if it can be used as it is, else a copy; see ``TorchBackend``."""
+def _ready(module: Any, device: Device, *, fresh_images: bool) -> Any:
+    """The module if it can be used as it is, else a copy; see ``TorchBackend``.
+
+    With ``fresh_images`` it is a copy that has the weights of convolutions to itself, in
+    the layout for channels that come last.
+    """
     import torch
 
     wanted = torch.device(str(device))
     tensors = [*module.parameters(), *module.buffers()]
     is_elsewhere = any(tensor.device != wanted for tensor in tensors)
-    if not is_elsewhere and not any(part.training for part in module.modules()):
+    is_training = any(part.training for part in module.modules())
+    if not is_elsewhere and not is_training and not fresh_images:
         return module
-    shared = {} if is_elsewhere else {id(tensor): tensor for tensor in tensors}
+    shared = {
+        id(tensor): tensor
+        for tensor in tensors
+        if not is_elsewhere and not (fresh_images and tensor.dim() == 4)
+    }
     try:
         made = copy.deepcopy(module, shared)
     except (TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
@@ -292,32 +378,8 @@ def _ready(module: Any, device: Device) -> Any:
             f"copied: {error}.",
             fix=f"Call .eval() and .to('{device}') on it first.",
         ) from error
-    return made.to(wanted).eval()
-
-
-def _compiled(module: Any, options: TorchOptions) -> Callable[..., Any]:
-    import torch
-
-    try:
-        with quiet(_SCRIPT_IS_DEPRECATED):  # torch's own, from importing its compiler
-            compiled: Callable[..., Any] = torch.compile(module, dynamic=options.dynamic)
-    except RuntimeError as error:
-        raise BackendUnavailable(
-            f"torch.compile does not work here: {error}.", fix="Use execution=eager."
-        ) from error
-    from torch._dynamo.exc import TorchDynamoException
-
-    def run(*args: Any, **keywords: Any) -> Any:
-        try:
-            return compiled(*args, **keywords)
-        except TorchDynamoException as error:
-            first = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            raise PredictError(
-                f"torch.compile could not compile the model: {first}",
-                fix="Use execution=eager; compiling needs a C++ compiler.",
-            ) from error
-
-    return run
+    made = made.to(wanted).eval()
+    return with_weights_last(made) if fresh_images else made
 
 
 def _illegal(options: TorchOptions, what: str, instead: str) -> BridgeError:
@@ -379,35 +441,30 @@ def _require_fit(options: TorchOptions, model: ModelRef) -> None:
         )
 
 
+def _require_place(options: TorchOptions, model: ModelRef) -> None:
+    """Raises ``OptionError`` for an option that the model's format leaves without effect."""
+    is_package = model.format.name == "aot_inductor"
+    if options.weights is not None and model.format.name not in ("torch_module", "torch_pickle"):
+        raise _misplaced(options, "weights", "the file holds weights of its own")
+    if options.runners is not None and not is_package and options.execution != "aot_inductor":
+        raise _misplaced(options, "runners", "only AOTInductor has runners")
+    if is_package and options.channels_last:
+        raise _misplaced(options, "channels_last", "a package has its layout built in")
+    if is_package and options.autocast != "off":
+        raise _misplaced(options, "autocast", "a package has its precision built in")
+
+
+def _misplaced(options: TorchOptions, name: str, reason: str) -> OptionError:
+    return OptionError(
+        f"{name}={getattr(options, name)} has no effect here: {reason}.",
+        fix=f"Leave {name} out.",
+        option=name,
+        rule=f"{_dashed(name)}-out-of-place",
+    )
+
+
 def _dashed(name: str) -> str:
     return name.replace("_", "-")
-
-
-_tf32 = threading.Lock()
-
-
-def _with_tf32(call: Callable[..., Any], *, allowed: bool) -> Callable[..., Any]:
-    """``call`` with TensorFloat-32 on or off for float32 products and convolutions.
-
-    torch's switches hold for the whole process, and the one for convolutions is on by
-    default. They are read when a kernel is launched, so they are set for the duration of
-    the call and put back; the lock keeps predictors from crossing each other. CUDA code of
-    the program's own that runs in other threads meanwhile sees the changed switches.
-    """
-    import torch
-
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-
-    def run(*args: Any, **keywords: Any) -> Any:
-        with _tf32:
-            before = products.allow_tf32, convolutions.allow_tf32
-            products.allow_tf32 = convolutions.allow_tf32 = allowed
-            try:
-                return call(*args, **keywords)
-            finally:
-                products.allow_tf32, convolutions.allow_tf32 = before
-
-    return run
 
 
 _PROGRAMS: dict[str, Callable[[ModelRef, Device, TorchOptions], Program]] = {

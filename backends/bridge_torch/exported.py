@@ -10,6 +10,7 @@ from bridge.errors import OptionError, UnsupportedModel
 from bridge.formats.torch.structure import ExportedTensor, named_leaves, program_signature
 from bridge.signature import Signature
 from bridge_torch.program import Program
+from bridge_torch.runners import Package
 from bridge_torch.tensors import dtype_of
 from bridge_torch.writes import written_placeholders
 
@@ -144,7 +145,7 @@ def _tensor(name: str, value: Any) -> ExportedTensor:
     return ExportedTensor(name, dtype, dims)
 
 
-def of_package(loader: Any, declared: Signature | None) -> Program:
+def of_package(package: Package, declared: Signature | None) -> Program:
     """The program of an AOTInductor package.
 
     A package names nothing, and its code does not check dtypes and shapes: a wrong
@@ -152,7 +153,7 @@ def of_package(loader: Any, declared: Signature | None) -> Program:
     inputs in the order of the exported program's.
 
     Args:
-        loader: The ``AOTIModelPackageLoader``.
+        package: The package, loaded.
         declared: The stated signature.
 
     Raises:
@@ -168,7 +169,7 @@ def of_package(loader: Any, declared: Signature | None) -> Program:
             "an AOTInductor package holds no signature, and its code does not check its inputs.",
             fix="Pass signature=bridge.Signature(...) with dtype and shape of each input.",
         )
-    in_spec, out_spec = (pytree.treespec_loads(text) for text in loader.get_call_spec())
+    in_spec, out_spec = (pytree.treespec_loads(text) for text in package.call_spec)
     for kind, stated, found in (
         ("inputs", len(declared.inputs), in_spec.num_leaves),
         ("outputs", len(declared.outputs), out_spec.num_leaves),
@@ -179,14 +180,12 @@ def of_package(loader: Any, declared: Signature | None) -> Program:
                 fix="State them in the order of the exported program.",
                 option="signature",
             )
-    run = loader.run
-    metadata = {
-        re.sub("^AOTI_", "", key).lower(): value for key, value in loader.get_metadata().items()
-    }
+    run = package.run
+    metadata = {re.sub("^AOTI_", "", key).lower(): value for key, value in package.metadata.items()}
     return Program(
         call=lambda *tensors: run(list(tensors)),
         signature=declared,
         provider="AOTInductor",
         leaves=declared.output_names,
-        details={"package": metadata},
+        details={"package": metadata, "runners": package.runners},
     )

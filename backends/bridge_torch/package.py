@@ -23,6 +23,8 @@ from bridge.device import CPU, Device
 from bridge.errors import ShapeMismatch, UnsupportedModel, UntrustedModel
 from bridge.model import ModelRef
 from bridge_torch.program import Program, quiet
+from bridge_torch.runners import Package, open_package
+from bridge_torch.shared import find, keep
 
 __all__ = ["find_compiler", "packaged"]
 
@@ -47,7 +49,14 @@ def find_compiler() -> str | None:
 
 
 def packaged(
-    model: ModelRef, exported: Any, named: Program, device: Device, threads: int | None
+    model: ModelRef,
+    exported: Any,
+    named: Program,
+    device: Device,
+    *,
+    threads: int,
+    runners: int,
+    mode: str,
 ) -> Program:
     """A program that runs as native code, which is built if the cache does not have it.
 
@@ -56,7 +65,9 @@ def packaged(
         exported: The ``ExportedProgram``, on the device.
         named: Its names and specs; not its call, so that the weights are held once.
         device: Where it runs.
-        threads: Threads of one call, which are part of the code; ``None`` for torch's number.
+        threads: Threads of one call, which are part of the code.
+        runners: Calls that may run side by side.
+        mode: How hard the compiler tries, in the words of ``torch.compile``.
 
     Raises:
         UnsupportedModel: It passes more than tensors, or writes to its inputs, or has sizes
@@ -70,14 +81,16 @@ def packaged(
         import torch
         import torch._inductor
 
-    count = threads or torch.get_num_threads()
+    settings: dict[str, Any] = {"cpp.threads": threads}
+    if mode != "default":  # the compiled library has no use for CUDA graphs of torch's
+        settings |= torch._inductor.list_mode_options(f"{mode}-no-cudagraphs")
 
     def build(folder: Path) -> None:
         with _building, quiet(".*"):
             torch._inductor.aoti_compile_and_package(
                 exported,
                 package_path=str(folder / "model.pt2"),
-                inductor_configs={"cpp.threads": count},
+                inductor_configs=settings,
             )
 
     # The code is built for this very CPU, and may not start on another.
@@ -90,18 +103,27 @@ def packaged(
         "torch": str(torch.__version__),
         "device": device.kind,
         "hardware": list(hardware),
-        "threads": count,
+        "threads": threads,
+        "mode": mode,
     }
     folder = default_cache().entry("aot-inductor", parts, build, executable=True)
     index = -1 if device == CPU else device.index
-    package = torch._inductor.aoti_load_package(str(folder / "model.pt2"), device_index=index)
-    run = package.loader.run
+    path = folder / "model.pt2"
+
+    # Predictors of one program share its weights, unless they write to them.
+    key = (path, runners, index)
+    package: Package | None = None if named.stateful else find(key)
+    if package is None:
+        package = open_package(path, runners, index)
+        if not named.stateful:
+            keep(key, package)
+    run = package.run
 
     def call(*tensors: Any) -> Any:
         checked(*tensors)
-        return run([tensor for tensor in tensors if isinstance(tensor, torch.Tensor)])
+        return run(list(tensors))
 
-    return replace(named, call=call)
+    return replace(named, call=call, details={"runners": package.runners}, source=package)
 
 
 def _without_texts(exported: Any, model: ModelRef) -> None:

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 import bridge
+from bridge.binding import Bound
+from bridge.check import Arrays
 from bridge.device import CPU
+from bridge.dlpack import DeviceArray
 from bridge.errors import PredictError
 from bridge.formats.torch.structure import named_leaves
 from bridge_torch.program import Program
-from bridge_torch.tensors import SMALL_ELEMENTS, to_array, to_arrays, to_number, to_tensor
+from bridge_torch.tensors import (
+    on_device,
+    on_host,
+    small_arrays,
+    to_arrays,
+    to_number,
+    to_tensor,
+)
 
 __all__ = ["TorchPredictor"]
 
 _ON = True
 """What an inference-mode guard is entered with; positional in C++."""
+
+_Answers = tuple[Callable[[Mapping[str, Any]], Arrays], Callable[[Sequence[Any]], Arrays]]
 
 
 class TorchPredictor(bridge.Predictor):
@@ -35,6 +50,7 @@ class TorchPredictor(bridge.Predictor):
 
     # torch has no read-only tensors; the bridge copies arrays that must not be written to.
     layout = bridge.Layout.WRITABLE
+    device_inputs = True
 
     def __init__(self, program: Program, info: bridge.PredictorInfo) -> None:
         import torch
@@ -51,13 +67,14 @@ class TorchPredictor(bridge.Predictor):
             spec.name: spec.native_name or spec.name for spec in program.signature.inputs
         }
         self._leaves = program.leaves
-        self._is_learning = program.is_learning
         self._only_output: str | None = None
         self._exclusive = threading.Lock() if program.exclusive else None
         self._first = threading.Lock()
+        self._is_learning = program.is_learning
         self._written = program.written
         self._find_readers()
         self._find_only_output()
+        self._choose()
 
     def _find_readers(self) -> None:
         """How each input becomes what the model takes; ``None`` if one way does for all."""
@@ -68,7 +85,9 @@ class TorchPredictor(bridge.Predictor):
         if where is None and not program.numbers and not self._written:
             return
         self._readers = {
-            name: _reader(name, name in program.numbers, name in self._written, where)
+            name: _reader(
+                name, name in program.numbers, name in self._written, where, pinned=program.pinned
+            )
             for name in self._input_names
         }
 
@@ -77,34 +96,91 @@ class TorchPredictor(bridge.Predictor):
         self._only_output = names[0] if len(names) == 1 else None
         self._known_outputs = frozenset(names)
 
-    def _predict(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+    def _choose(self) -> None:
+        """Decides how calls are answered from now on; again after a live module's first."""
+        self._on_tensors: Callable[[Sequence[Any]], Arrays] | None = None
+        self._answer: Callable[[Mapping[str, Any]], Arrays] = self._first_answer
         if self._is_learning:
-            with self._first:
-                if self._is_learning:
-                    return self._learn(inputs)
+            return
+        self._answer = self._run
+        if self.info.device == CPU and self._input_names:
+            self._answer, self._on_tensors = self._direct()
+            if self._readers is not None:  # bound tensors would be written to, or are numbers
+                self._on_tensors = None
         if self._exclusive is not None:
-            with self._exclusive:
-                return self._run(inputs)
-        return self._run(inputs)
+            self._answer = _locked(self._answer, self._exclusive)
+            self._on_tensors = self._on_tensors and _locked(self._on_tensors, self._exclusive)
 
-    def _run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        with self._inference(_ON):
-            if self._readers is None and len(inputs) == len(self._input_names):
-                make = self._from_numpy
-                try:
-                    tensors = [make(inputs[name]) for name in self._input_names]
-                except (TypeError, ValueError):
-                    tensors = [to_tensor(inputs[name]) for name in self._input_names]
-                result = self._program_call(*tensors)
-            else:
-                tensors, keywords = self._read(inputs)
-                result = self._program_call(*tensors, **keywords)
-            if type(result) is self._tensor_type:
-                name = self._only_output
-                if name is not None and result.is_cpu and result.numel() <= SMALL_ELEMENTS:
-                    return {name: to_array(result, copy=True)}
+    def _predict(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Arrays:
+        return self._answer(inputs)
+
+    def _bind(self, inputs: Arrays) -> Bound:
+        return _TorchBound(self, inputs)
+
+    def _first_answer(self, inputs: Mapping[str, Any]) -> Arrays:
+        with self._first:
+            if self._is_learning:
+                return self._learn(inputs)
+        return self._answer(inputs)
+
+    def _direct(self) -> _Answers:
+        """Functions for calls with all inputs, from arrays and from tensors.
+
+        They have all they need at hand: attributes looked up and functions called in each
+        call would cost a small model as much as its arithmetic.
+        """
+        names = self._input_names
+        pick = operator.itemgetter(*names)
+        is_single = len(names) == 1
+        readers = self._readers
+        makers = None if readers is None else tuple(readers[name] for name in names)
+        make, guard, call = self._from_numpy, self._inference, self._program_call
+        tensor_type, ordinary, named = self._tensor_type, self._run, self._outputs
+        only, known, leaves = self._only_output, self._known_outputs, self._leaves
+        is_flat = leaves is not None and None not in leaves
+        count = len(leaves) if leaves is not None else 0
+
+        def finish(result: Any) -> Arrays:
+            kind = type(result)
+            pairs: Any = ()
+            if kind is dict:
+                if result.keys() == known:
+                    pairs = result.items()
+            elif kind is tensor_type:
+                if only is not None:
+                    pairs = ((only, result),)
+            elif is_flat and kind in (tuple, list) and len(result) == count:
+                pairs = zip(leaves, result, strict=True)  # type: ignore[arg-type]
+            arrays = small_arrays(pairs, tensor_type)
+            if arrays is not None:
+                return arrays
             box = [result]
-            del result
+            del result, pairs
+            return named(box)
+
+        def on_tensors(tensors: Sequence[Any]) -> Arrays:
+            with guard(_ON):
+                return finish(call(*tensors))
+
+        def answer(inputs: Mapping[str, Any]) -> Arrays:
+            with guard(_ON):
+                try:
+                    picked = pick(inputs)
+                    items = (picked,) if is_single else picked
+                    if makers is None:
+                        tensors = [*map(make, items)]
+                    else:
+                        tensors = [read(item) for read, item in zip(makers, items, strict=True)]
+                except (KeyError, TypeError, ValueError):  # left out, or of a dtype numpy lacks
+                    return ordinary(inputs)
+                return finish(call(*tensors))
+
+        return answer, on_tensors
+
+    def _run(self, inputs: Mapping[str, Any]) -> Arrays:
+        with self._inference(_ON):
+            tensors, keywords = self._read(inputs)
+            box = [self._program_call(*tensors, **keywords)]
             return self._outputs(box)
 
     def _read(self, inputs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -170,10 +246,11 @@ class TorchPredictor(bridge.Predictor):
         program = self._program
         assert program is not None
         before = _contents(program.buffers())
+        inputs = {name: on_host(item) for name, item in inputs.items()}
         copies = {name: item.copy() for name, item in inputs.items()}
         tensors, keywords = self._read(copies)
         with self._inference(_ON):
-            result = self._program_call(*tensors, **keywords)
+            result = (program.first or self._program_call)(*tensors, **keywords)
             given = [name for name in self._input_names if name in inputs]
             tried = [*tensors, *keywords.values()]
             self._written = program.written | {
@@ -196,15 +273,50 @@ class TorchPredictor(bridge.Predictor):
             self._output_names = self.signature.output_names
         self._find_only_output()
         self._is_learning = False
+        self._choose()
+        if program.first is not None and not self.info.stateful:
+            return self._answer(inputs)  # compiles, which is expected of a first call
         return results
 
     def _close(self) -> None:
         self._program = None
-        self._program_call = _gone
+        self._program_call = self._answer = _gone
+        self._on_tensors = None
 
 
 def _gone(*_: Any) -> Any:
     raise PredictError("the predictor is closed.")
+
+
+def _locked(call: Callable[[Any], Arrays], lock: threading.Lock) -> Callable[[Any], Arrays]:
+    def locked(given: Any) -> Arrays:
+        with lock:
+            return call(given)
+
+    return locked
+
+
+class _TorchBound(Bound):
+    """A bound call whose input tensors, which share the buffers' memory, are made once."""
+
+    _predictor: TorchPredictor
+    _tensors: tuple[Any, ...] | None = None
+
+    def _run(self) -> None:
+        predictor = self._predictor
+        call = predictor._on_tensors
+        if call is None or len(self.inputs) != len(predictor._input_names):
+            super()._run()
+            return
+        if self._tensors is None:
+            self._tensors = tuple(to_tensor(self.inputs[name]) for name in predictor._input_names)
+        held = self.outputs
+        for name, result in call(self._tensors).items():
+            kept = held.get(name)
+            if kept is not None and kept.shape == result.shape and kept.dtype == result.dtype:
+                np.copyto(kept, result)
+            else:
+                held[name] = result
 
 
 class _Content(NamedTuple):
@@ -272,12 +384,23 @@ def _bytes(tensor: Any) -> Any:
 
 
 def _reader(
-    name: str, is_number: bool, is_written: bool, device: str | None
+    name: str, is_number: bool, is_written: bool, device: str | None, *, pinned: bool
 ) -> Callable[[Any], Any]:
+    if is_number and device is not None:
+        return lambda array: to_number(on_host(array), name)
     if is_number:
         return lambda array: to_number(array, name)
     if device is not None:
-        return lambda array: to_tensor(array).to(device)  # always a copy
+
+        def moved(array: Any) -> Any:
+            if type(array) is DeviceArray:
+                return on_device(array, copy=is_written)
+            tensor = to_tensor(array)
+            if pinned:  # so that copying to the device need not wait
+                return tensor.pin_memory().to(device, non_blocking=True)
+            return tensor.to(device)  # always a copy
+
+        return moved
     if is_written:
         return lambda array: to_tensor(array.copy())
     return to_tensor

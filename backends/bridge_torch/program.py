@@ -35,8 +35,13 @@ class Program:
         stateful: A call changes the model.
         exclusive: Calls must not run side by side.
         is_learning: The outputs, and what is written, are known only after a call.
+        first: What that call runs in place of ``call``, whose tensors it would compile for
+            although no later call has such ones.
         buffers: Gives the tensors that a stateful model might change.
         details: For ``info.details``.
+        pinned: Inputs go to the device by way of page-locked memory.
+        source: What is shared with other predictors of the same file, held while this one
+            lives.
     """
 
     call: Callable[..., Any]
@@ -48,8 +53,11 @@ class Program:
     stateful: bool = False
     exclusive: bool = False
     is_learning: bool = False
+    first: Callable[..., Any] | None = None
     buffers: Callable[[], list[Any]] = list
     details: Mapping[str, Any] = field(default_factory=dict)
+    pinned: bool = False
+    source: Any = None
 
 
 def declare(program: Program, declared: Signature | None) -> Program:

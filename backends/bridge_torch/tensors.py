@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bridge.dlpack import DeviceArray
 from bridge.dtypes import DType
 from bridge.errors import DTypeMismatch, PredictError, ShapeMismatch
 
-__all__ = ["SMALL_ELEMENTS", "dtype_of", "to_array", "to_arrays", "to_number", "to_tensor"]
+__all__ = [
+    "SMALL_ELEMENTS",
+    "dtype_of",
+    "on_device",
+    "on_host",
+    "small_arrays",
+    "to_array",
+    "to_arrays",
+    "to_number",
+    "to_tensor",
+]
 
 Array = npt.NDArray[Any]
 
@@ -60,6 +72,21 @@ def to_tensor(array: Array) -> Any:
         return torch.from_numpy(array.view(carrier)).view(getattr(torch, dtype.value))
 
 
+def on_device(array: DeviceArray, *, copy: bool) -> Any:
+    """A tensor over memory of a device, which waits for what its owner has yet to compute."""
+    import torch
+
+    tensor = torch.utils.dlpack.from_dlpack(array.owner)
+    return tensor.clone() if copy else tensor
+
+
+def on_host(array: Array | DeviceArray) -> Array:
+    """The array itself, or a copy of what lies in the memory of a device."""
+    if type(array) is DeviceArray:
+        return to_array(on_device(array, copy=False).cpu())
+    return array  # type: ignore[return-value]
+
+
 def to_number(array: Array, name: str) -> Any:
     """The Python number in an array of one element.
 
@@ -75,6 +102,24 @@ def to_number(array: Array, name: str) -> Any:
             got=array.shape,
         )
     return array.item()
+
+
+def small_arrays(
+    pairs: Iterable[tuple[str, Any]], tensor_type: type[Any]
+) -> dict[str, Array] | None:
+    """Copies of small outputs; ``None`` if there are none, or one that needs a closer look.
+
+    Nothing is done to any tensor that would change what ``to_arrays`` sees of it.
+    """
+    arrays: dict[str, Array] = {}
+    for name, value in pairs:
+        if type(value) is not tensor_type or value.numel() > SMALL_ELEMENTS:
+            return None
+        try:
+            arrays[name] = value.numpy().copy()
+        except (RuntimeError, TypeError):  # on a device, sparse, or of a dtype numpy lacks
+            return None
+    return arrays or None
 
 
 def to_arrays(values: list[Any]) -> list[Array]:

@@ -13,13 +13,50 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bridge.cpus import default_threads, thread_budget
 from bridge.errors import OptionError
 
-__all__ = ["limited"]
+__all__ = ["call_threads", "import_torch", "limited"]
+
+
+def import_torch() -> Any:
+    """The module; where the process has a thread budget, OpenMP's idle threads are to sleep.
+
+    They wait actively for a few milliseconds otherwise, at the cost of whoever else could
+    run. OpenMP reads that setting once, when torch is imported, from the environment, which
+    is as it was afterwards. A torch imported before, or what the user has set, stays.
+    """
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    is_told = any(name in os.environ for name in names)
+    if "torch" in sys.modules or thread_budget() is None or is_told:
+        import torch
+
+        return torch
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    try:
+        import torch
+    finally:
+        del os.environ["OMP_WAIT_POLICY"]
+    return torch
+
+
+def call_threads(threads: int | None) -> int:
+    """Threads of one call: those asked for, else torch's own, within what is there.
+
+    Raises:
+        OptionError: ``BRIDGE_THREADS`` is not a whole number of at least 1.
+    """
+    if threads is not None:
+        return threads
+    import torch
+
+    return min(torch.get_num_threads(), default_threads())
 
 
 def limited(call: Callable[..., Any], threads: int) -> Callable[..., Any]:
@@ -35,6 +72,8 @@ def limited(call: Callable[..., Any], threads: int) -> Callable[..., Any]:
 
     def run(*args: Any, **kwargs: Any) -> Any:
         before = current()  # also makes torch initialise this thread, which would undo ours
+        if before == threads:  # and MKL's number with it, which torch keeps the same
+            return call(*args, **kwargs)
         set_loops(threads)
         products_before = set_products(threads)
         try:

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ torch = pytest.importorskip("torch")
 
 from bridge_torch.exported import of_exported  # noqa: E402
 from bridge_torch.package import _checks, _without_texts  # noqa: E402
+from bridge_torch.runners import open_package  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None, reason="torch's compiler needs g++, which is not installed"
@@ -203,6 +205,45 @@ def test_a_package_may_be_called_from_threads(package: Path) -> None:
         for thread in threads:
             thread.join()
     assert not wrong
+
+
+@pytest.mark.parametrize("runners", [1, 3])
+def test_runners_share_weights_and_answer_side_by_side(
+    built: tuple[Path, bridge.Predictor], package: Path, runners: int
+) -> None:
+    path, _ = built
+    options = {"execution": "aot_inductor", "runners": runners}
+    loads: list[dict[str, Any]] = [
+        {"model": path, "options": options},
+        {"model": package, "trust": True, "signature": DECLARED, "options": {"runners": runners}},
+    ]
+    wants = {count: expected(count)["out"] for count in (2, 3, 8, 33)}
+    for load in loads:
+        with bridge.load(**load) as predictor:
+            assert predictor.info.details["runners"] == runners
+
+            def work(count: int, predictor: bridge.Predictor = predictor) -> None:
+                for _ in range(50):
+                    results = predictor.predict(rows(count))
+                    np.testing.assert_allclose(results["out"], wants[count], atol=1e-5)
+                    for result in results.values():
+                        result[...] = 99
+
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(work, wants))
+    with bridge.load(**loads[0]) as first, bridge.load(**loads[0]) as second:
+        assert first._program.source is second._program.source  # type: ignore[attr-defined]
+
+
+def test_a_runner_that_fails_serves_the_next_call(package: Path) -> None:
+    opened = open_package(package, 2)
+    with pytest.raises(RuntimeError, match="takes 2 tensors"):
+        opened.run([torch.zeros(2, 4)])
+    for _ in range(5):  # more often than there are runners
+        with pytest.raises(RuntimeError):
+            opened.run([torch.zeros(4, 7)[:, :0], torch.zeros(3)])
+    results = opened.run([torch.ones(2, 4), torch.zeros(3)])
+    assert results[0].shape == (2, 3)
 
 
 def test_torch_compile() -> None:
