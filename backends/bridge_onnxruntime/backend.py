@@ -18,15 +18,16 @@ from bridge import (
     ThreadSafety,
     find_runtime,
 )
-from bridge.cpus import usable_cpus
+from bridge.cpus import default_threads
 from bridge.device import driver_devices
 from bridge.errors import DeviceUnavailable, OptionError
 from bridge.search import Pruned, combine
 from bridge_onnxruntime.failures import error_rules
 from bridge_onnxruntime.options import OnnxruntimeOptions
 from bridge_onnxruntime.predictor import OnnxruntimePredictor, make_predictor
+from bridge_onnxruntime.providers import PROVIDERS, is_plugin, plugins
 from bridge_onnxruntime.runtime import onnxruntime
-from bridge_onnxruntime.session import PROVIDERS, open_session, what_runs
+from bridge_onnxruntime.session import open_session, what_runs
 from bridge_onnxruntime.tensors import ONNX_CODES, read_signature
 
 __all__ = ["OnnxruntimeBackend"]
@@ -57,8 +58,9 @@ class OnnxruntimeBackend(Backend):
         return find_runtime("onnxruntime", _DISTRIBUTIONS, "onnxruntime")
 
     def devices(self) -> tuple[Device, ...]:
-        """The CPU, and the driver's GPUs if this build has the CUDA provider."""
-        if PROVIDERS["cuda"] not in onnxruntime().get_available_providers():
+        """The CPU, and the driver's GPUs if this build or a plugin can use them."""
+        is_built = PROVIDERS["cuda"] in onnxruntime().get_available_providers()
+        if not is_built and not any(name.startswith("nv-") for name in plugins()):
             return (CPU,)
         return tuple(device for device, _ in driver_devices())
 
@@ -86,7 +88,7 @@ class OnnxruntimeBackend(Backend):
         """
         if device != CPU:
             return combine(OnnxruntimeOptions, _cuda_candidates())
-        cpus = usable_cpus()
+        cpus = default_threads()
         half: list[dict[str, Any]] = [{"threads": cpus // 2}] if cpus > 3 else []
         parallel: dict[str, Any] = {"execution_mode": "parallel"}
         # All threads for each of several operators: on two busy CPUs 100 times slower (seen).
@@ -113,6 +115,7 @@ class OnnxruntimeBackend(Backend):
                 {"graph_optimization": "basic"},
                 {"threads": cpus},
                 {"inter_threads": 2},
+                *({"provider": name} for name in plugins() if name == "openvino"),
                 _NO_BINDING,
             ],
         )
@@ -173,25 +176,46 @@ def _cuda_candidates() -> list[dict[str, Any] | Pruned]:
 
 
 def _check_provider(device: Device, options: OnnxruntimeOptions) -> None:
+    """Raises for settings of a provider that does not fit the device, or is not built in."""
+    if is_plugin(options):
+        return
     if device == CPU:
-        if options.provider is not None or options.cpu_nodes:
+        if options.provider is not None or options.cpu_nodes or options.cuda_graph:
             raise OptionError(
-                "provider and cpu_nodes are settings of CUDA devices; the device is cpu.",
+                "provider=cuda, provider=tensorrt, cpu_nodes and cuda_graph are settings of CUDA "
+                "devices; the device is cpu.",
                 fix="Leave them out, or use device='cuda'.",
+                rule="cuda-settings-on-the-cpu",
             )
         return
+    if options.cache and options.provider != "tensorrt":
+        raise OptionError(
+            "on a CUDA device cache keeps TensorRT's engines; the provider cuda makes nothing "
+            "that could be kept.",
+            fix="Set provider=tensorrt, or leave cache out.",
+            option="cache",
+            rule="cache-without-engines",
+        )
     built: list[Any] = onnxruntime().get_available_providers()
-    if options.provider == "tensorrt" and PROVIDERS["tensorrt"] not in built:
+    wanted = PROVIDERS[options.provider or "cuda"]
+    title = "TensorRT" if options.provider == "tensorrt" else "CUDA"
+    if wanted not in built and (options.provider == "tensorrt" or plugins()):
         raise DeviceUnavailable(
-            f"this build of onnxruntime has no TensorRT, only {', '.join(built)}.",
-            fix="Install onnxruntime-gpu with TensorRT beside it, or leave provider out.",
-            wanted=PROVIDERS["tensorrt"],
+            f"this build of onnxruntime has no {title}, only {', '.join(built)}.",
+            fix="Install onnxruntime-gpu (with TensorRT beside it for that provider), or set "
+            f"provider to one of: {', '.join(plugins()) or 'cuda'}.",
+            wanted=wanted,
             there=built,
         )
 
 
 def _precision(provider: str) -> str:
-    """TensorRT's builder allows TF32 by itself, and onnxruntime has no option against it."""
-    if provider == PROVIDERS["tensorrt"] and os.environ.get("NVIDIA_TF32_OVERRIDE") != "0":
-        return "tf32"
-    return "float32"
+    """Of the arithmetic, as far as the provider can be held to it.
+
+    TensorRT's builder allows TF32 by itself, and onnxruntime has no option against it.
+    """
+    if provider in (PROVIDERS["cpu"], PROVIDERS["cuda"], "OpenVINOExecutionProvider"):
+        return "float32"
+    if "tensorrt" in provider.lower():
+        return "float32" if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0" else "tf32"
+    return "unknown"

@@ -73,9 +73,8 @@ _BY_TEXT: tuple[ErrorRule, ...] = (
         UnsupportedModel,
         r"Fatal error: (?P<domain>[^\s:]*):(?P<operator>[^\s(]+)\(-?\d+\) is not a registered",
         "onnxruntime has no operator {domain}.{operator}.",
-        "It belongs to a library of custom operators; "
-        + _OTHER_BACKEND[0].lower()
-        + _OTHER_BACKEND[1:],
+        "It belongs to a library of custom operators: pass its path as the option custom_ops, "
+        "with trust=True.",
     ),
     _rule(
         UnsupportedModel,

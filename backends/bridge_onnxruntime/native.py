@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bridge import ModelRef
-from bridge.cpus import usable_cpus
+from bridge.cpus import default_threads
 from bridge_onnxruntime.runtime import onnxruntime
 
 __all__ = ["load"]
@@ -24,7 +24,7 @@ def load(
 
     Args:
         model: A model whose file has its usual suffix, or the bytes of an ONNX model.
-        threads: Threads of one operator; ``None`` means the CPUs that this process may use.
+        threads: Threads of one operator; ``None`` means the bridge's default.
         signature_key: Not used: ONNX models have one signature.
 
     Returns:
@@ -33,7 +33,7 @@ def load(
     del signature_key
     ort = onnxruntime()
     settings = ort.SessionOptions()
-    settings.intra_op_num_threads = threads or usable_cpus()
+    settings.intra_op_num_threads = threads or default_threads()
     source = str(model.file) if model.data is None else model.data
     session = ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,17 @@ import numpy.typing as npt
 from bridge import Bound, Layout, Predictor, PredictorInfo, Signature
 from bridge.check import Arrays
 from bridge.device import CPU
+from bridge.dlpack import DeviceArray
 from bridge.dtypes import DType
 from bridge.errors import InputError, UnsupportedModel
+from bridge.logs import logger
 from bridge_onnxruntime.binding import SessionBound
+from bridge_onnxruntime.graph_binding import NOT_RECORDED, GraphBound, run_options
 from bridge_onnxruntime.runtime import onnxruntime
 from bridge_onnxruntime.session import SILENT
 from bridge_onnxruntime.tensors import ONNX_CODES, VALUE_ONLY, owned_array
 
-__all__ = ["OnnxruntimePredictor", "make_predictor", "run_of"]
+__all__ = ["DevicePredictor", "OnnxruntimePredictor", "make_predictor", "run_of"]
 
 
 class OnnxruntimePredictor(Predictor):
@@ -40,11 +44,11 @@ class OnnxruntimePredictor(Predictor):
     def __init__(self, session: Any, signature: Signature, info: PredictorInfo) -> None:
         super().__init__(signature, info)
         self._session = session
+        self._is_recorded = bool(info.details.get("cuda_graph"))
         # Made once: without it, each call makes one. It is only ever read.
-        self._run_options = onnxruntime().RunOptions()
-        self._run_options.log_severity_level = SILENT
+        self._run_options = run_options(SILENT, NOT_RECORDED if self._is_recorded else None)
         self._run = run_of(session)
-        self._bounds: weakref.WeakSet[SessionBound] = weakref.WeakSet()
+        self._bounds: weakref.WeakSet[SessionBound | GraphBound] = weakref.WeakSet()
 
     def _predict(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Arrays:
         return dict(zip(outputs, self._run(outputs, inputs, self._run_options), strict=True))
@@ -52,14 +56,23 @@ class OnnxruntimePredictor(Predictor):
     def _close(self) -> None:
         for bound in self._bounds:
             bound.release()
+        if self._session.get_session_options().enable_profiling:
+            path = Path(self._session.end_profiling())
+            logger("onnxruntime").info("the profile of %s is in %s", self.info.model, path)
         del self._run, self._session
 
     def _bind(self, inputs: Arrays) -> Bound:
         specs = (*self.signature.inputs, *self.signature.outputs)
         # Strings have no memory that could be shared; memory of a device is not the caller's.
-        if self.info.device != CPU or any(spec.dtype is DType.STRING for spec in specs):
+        bound: SessionBound | GraphBound
+        if any(spec.dtype is DType.STRING for spec in specs):
             return Bound(self, inputs)
-        bound = SessionBound(self, inputs, self._session, self._run_options)
+        if self.info.device == CPU:
+            bound = SessionBound(self, inputs, self._session, self._run_options)
+        elif self._is_recorded:
+            bound = GraphBound(self, inputs, self._session, SILENT)
+        else:
+            return Bound(self, inputs)
         self._bounds.add(bound)
         return bound
 
@@ -81,6 +94,33 @@ class _TextPredictor(OnnxruntimePredictor):
             if name in inputs and any(isinstance(item, bytes) for item in inputs[name].flat)
         }
         return {**inputs, **decoded} if decoded else inputs
+
+
+class DevicePredictor(OnnxruntimePredictor):
+    """For CUDA devices: what lies there already is read there."""
+
+    device_inputs = True
+
+    def __init__(self, session: Any, signature: Signature, info: PredictorInfo) -> None:
+        super().__init__(session, signature, info)
+        self._place = (info.device.kind, info.device.index)
+        self._codes = {spec.name: ONNX_CODES[spec.dtype] for spec in signature.inputs if spec.dtype}
+
+    def _predict(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Arrays:
+        if not any(isinstance(value, DeviceArray) for value in inputs.values()):
+            return super()._predict(inputs, outputs)
+        binding = self._session.io_binding()
+        for name, value in inputs.items():
+            if isinstance(value, DeviceArray):
+                code = self._codes[name]
+                binding.bind_input(name, *self._place, code, value.shape, value.pointer)
+            else:
+                binding.bind_cpu_input(name, value)
+        for name in outputs:
+            binding.bind_output(name)  # in host memory
+        binding.synchronize_inputs()  # waits for the whole device, their makers included
+        self._session.run_with_iobinding(binding, self._run_options)
+        return dict(zip(outputs, binding.copy_outputs_to_cpu(), strict=True))
 
 
 class _ValuePredictor(OnnxruntimePredictor):
@@ -120,6 +160,8 @@ def make_predictor(session: Any, signature: Signature, info: PredictorInfo) -> O
         kind = _ValuePredictor
     elif DType.STRING in inputs:
         kind = _TextPredictor
+    elif info.device.kind == "cuda" and DType.STRING not in types:
+        kind = DevicePredictor
     return kind(session, signature, info)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import bridge
 from bridge import errors
-from bridge.cpus import usable_cpus
+from bridge.cpus import default_threads
 from bridge.loading import open_model
 from bridge.search import Pruned
 
@@ -183,7 +183,7 @@ def test_initializers_that_are_inputs_are_optional() -> None:
 def test_info_is_the_runtimes_own_answer() -> None:
     info = load(add()).info
     assert (str(info.device), info.provider) == ("cpu", "CPUExecutionProvider")
-    assert (info.precision, info.threads, info.stateful) == ("float32", usable_cpus(), False)
+    assert (info.precision, info.threads, info.stateful) == ("float32", default_threads(), False)
     assert info.versions == {"onnxruntime": ort.__version__}
     assert info.details == {
         "providers": ["CPUExecutionProvider"],
@@ -242,8 +242,8 @@ def test_every_arm_of_the_search_space_loads() -> None:
 
 
 def space_of(cpus: int, monkeypatch: pytest.MonkeyPatch) -> tuple[bridge.Options | Pruned, ...]:
-    for module in ("options", "backend"):
-        monkeypatch.setattr(f"bridge_onnxruntime.{module}.usable_cpus", lambda: cpus)
+    for module in ("options", "backend", "session"):
+        monkeypatch.setattr(f"bridge_onnxruntime.{module}.default_threads", lambda: cpus)
     model = open_model(add().SerializeToString())
     return OnnxruntimeBackend().search_space(model, bridge.CPU)
 
@@ -360,7 +360,9 @@ def test_nodes_on_the_cpu_are_a_silent_fallback(monkeypatch: pytest.MonkeyPatch)
     # The Azure provider, which every build has, computes no operator of this model.
     monkeypatch.setattr(OnnxruntimeBackend, "devices", lambda self: (bridge.CPU, CUDA))
     monkeypatch.setitem(sessions.PROVIDERS, "cuda", "AzureExecutionProvider")
-    monkeypatch.setattr(sessions, "_providers", lambda device, options: ["AzureExecutionProvider"])
+    monkeypatch.setattr(
+        sessions, "provider_list", lambda device, options: ["AzureExecutionProvider"]
+    )
     with pytest.raises(errors.SilentFallback, match="cpu_nodes"):
         load(add(), device=CUDA)
     with pytest.raises(errors.SilentFallback, match="got no operator of the model"):
@@ -405,17 +407,17 @@ def test_what_runs_is_read_from_the_session() -> None:
 
 
 def test_cuda_sessions_are_asked_for_float32_on_that_gpu() -> None:
-    providers = sessions._providers(CUDA, OnnxruntimeOptions())
+    providers = sessions.provider_list(CUDA, OnnxruntimeOptions())
     assert providers == [("CUDAExecutionProvider", {"device_id": "1", "use_tf32": "0"})]
     model = open_model(add().SerializeToString())
     for cpu_nodes in (False, True):
         options = OnnxruntimeOptions(provider="tensorrt", cpu_nodes=cpu_nodes)
         names = [
-            one if isinstance(one, str) else one[0] for one in sessions._providers(CUDA, options)
+            one if isinstance(one, str) else one[0] for one in sessions.provider_list(CUDA, options)
         ]
         assert names[:2] == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
         assert ("CPUExecutionProvider" in names) == cpu_nodes
-        settings = sessions._settings(ort, model, CUDA, options)
+        settings = sessions._settings(model, CUDA, options)
         entry = settings.get_session_config_entry("session.disable_cpu_ep_fallback")
         assert entry == ("0" if cpu_nodes else "1")
 

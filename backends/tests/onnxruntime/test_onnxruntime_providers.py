@@ -1,0 +1,226 @@
+"""Plugin providers of the onnxruntime backend, and the settings of the built-in ones."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bridge
+from bridge import errors
+from bridge.dlpack import DeviceArray
+from bridge.loading import open_model
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+
+from bridge_onnxruntime import providers  # noqa: E402
+from bridge_onnxruntime.backend import OnnxruntimeBackend  # noqa: E402
+from bridge_onnxruntime.optimised import engine_folder  # noqa: E402
+from bridge_onnxruntime.options import OnnxruntimeOptions  # noqa: E402
+from bridge_onnxruntime.predictor import DevicePredictor  # noqa: E402
+
+CUDA = bridge.Device("cuda", 1)
+FLOAT = onnx.TensorProto.FLOAT
+
+
+def model(rows: int | str = "N") -> bytes:
+    """y = relu(x @ w), w being twice the identity."""
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("MatMul", ["x", "w"], ["before"]),
+            onnx.helper.make_node("Relu", ["before"], ["y"]),
+        ],
+        "g",
+        [value("x", FLOAT, [rows, 3])],
+        [value("y", FLOAT, [rows, 3])],
+        [onnx.numpy_helper.from_array(2 * np.eye(3, dtype=np.float32), "w")],
+    )
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    made: Any = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    data: bytes = made.SerializeToString()
+    return data
+
+
+def load(**options: Any) -> Any:
+    return bridge.load(model(), backend="onnxruntime", options=options)
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An installed package whose library is none."""
+    package = tmp_path / "onnxruntime_ep_for_a_test"
+    package.mkdir()
+    (package / "library.so").write_text("no library")
+    (package / "__init__.py").write_text(
+        "def get_library_path():\n    return __file__.replace('__init__.py', 'library.so')\n"
+        "def get_ep_names():\n    return ['TestExecutionProvider']\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(providers, "_registered", {})
+    yield "for-a-test"
+    sys.modules.pop("onnxruntime_ep_for_a_test", None)
+
+
+def test_a_plugin_that_is_not_installed() -> None:
+    with pytest.raises(errors.BackendUnavailable, match="no plugin of that name") as caught:
+        load(provider="not-there")
+    assert "pip install onnxruntime-ep-not-there" in caught.value.fix
+    assert caught.value.detail["wanted"] == "not-there"
+
+
+def test_a_plugin_whose_library_does_not_load(plugin: str) -> None:
+    assert plugin in providers.plugins()
+    with pytest.raises(errors.BackendUnavailable, match="cannot load it") as caught:
+        load(provider=plugin)
+    assert caught.value.__cause__ is not None
+
+
+def devices(*kinds: tuple[str, int]) -> Any:
+    """A runtime that knows devices of these types and vendors."""
+    there = [
+        SimpleNamespace(
+            ep_name="TestExecutionProvider",
+            device=SimpleNamespace(type=SimpleNamespace(name=kind), vendor_id=vendor, vendor="V"),
+        )
+        for kind, vendor in kinds
+    ]
+    return SimpleNamespace(get_ep_devices=lambda: there, there=there)
+
+
+def test_the_device_of_a_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(providers, "_registered", {"test": ("TestExecutionProvider",)})
+    runtime = devices(("GPU", 0x8086), ("CPU", 0x8086), ("GPU", 0x10DE), ("GPU", 0x10DE))
+    monkeypatch.setattr(providers, "onnxruntime", lambda: runtime)
+    assert providers.plugin_device("test", bridge.CPU) is runtime.there[1]
+    assert providers.plugin_device("test", CUDA) is runtime.there[3]
+    with pytest.raises(errors.DeviceUnavailable, match="CPU of V, GPU of V"):
+        providers.plugin_device("test", bridge.Device("cuda", 2))
+
+
+def test_what_a_plugin_says_of_itself() -> None:
+    assert OnnxruntimeOptions(provider="openvino").tier == "strict"
+    assert OnnxruntimeOptions(provider="webgpu").tier == "half"
+    assert OnnxruntimeOptions(provider="openvino").prepares
+
+
+def test_the_openvino_plugin_runs_the_model() -> None:
+    pytest.importorskip("onnxruntime_ep_openvino")
+    with load(provider="openvino") as predictor:
+        assert str(predictor.info.device) == "cpu"
+        assert predictor.info.provider == "OpenVINOExecutionProvider"
+        assert set(predictor.info.details["nodes"]) == {"OpenVINOExecutionProvider"}
+        x = np.array([[1, -2, 3]], np.float32)
+        np.testing.assert_array_equal(predictor.predict({"x": x})["y"], [[2, 0, 6]])
+        bound = predictor.bind({"x": (2, 3)})
+        for value in (1, 5):
+            bound.inputs["x"][...] = value
+            bound.predict()
+            np.testing.assert_array_equal(bound.outputs["y"], np.full((2, 3), 2 * value))
+    backend = OnnxruntimeBackend()
+    arms = backend.search_space(open_model(model()), bridge.CPU)
+    assert OnnxruntimeOptions(provider="openvino") in arms
+
+
+# --- Settings of the providers in the build ----------------------------------------------
+
+
+def test_cuda_graphs_are_asked_for() -> None:
+    ((name, settings),) = providers.provider_list(CUDA, OnnxruntimeOptions(cuda_graph=True))
+    assert name == "CUDAExecutionProvider"
+    assert settings == {"device_id": "1", "use_tf32": "0", "enable_cuda_graph": "1"}
+
+
+def test_a_cache_on_cuda_is_for_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OnnxruntimeBackend, "devices", lambda self: (bridge.CPU, CUDA))
+    with pytest.raises(errors.OptionError, match="keeps TensorRT's engines") as caught:
+        bridge.load(model(), backend="onnxruntime", device=CUDA, options={"cache": True})
+    assert caught.value.detail["rule"] == "cache-without-engines"
+
+
+def test_engines_are_kept_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRIDGE_CACHE_DIR", str(tmp_path / "cache"))
+    built = []
+
+    def build(folder: Path) -> None:
+        built.append(folder)
+        (folder / "model.engine").write_bytes(b"engine")
+
+    options = OnnxruntimeOptions(provider="tensorrt", cache=True)
+    fixed, other = open_model(model(2)), open_model(model(3))
+    folder = engine_folder(fixed, CUDA, options, build)
+    assert engine_folder(fixed, CUDA, options, build) == folder
+    assert engine_folder(other, CUDA, options, build) != folder
+    assert len(built) == 2
+    (folder / "model.engine").chmod(0o600)
+    (folder / "model.engine").write_bytes(b"Engine")
+    assert engine_folder(fixed, CUDA, options, build) == folder
+    assert len(built) == 3
+    with pytest.raises(errors.OptionError, match=r"input 'x' has shape \(N, 3\)|input 'x'"):
+        engine_folder(open_model(model()), CUDA, options, build)
+
+
+def test_inputs_on_a_device_are_bound_where_they_are() -> None:
+    """The memory is the host's here, so that what is bound can be computed with."""
+    session = ort.InferenceSession(model(), providers=["CPUExecutionProvider"])
+    signature = bridge.Signature(
+        (bridge.TensorSpec("x", bridge.DType.FLOAT32, ("N", 3)),),
+        (bridge.TensorSpec("y", bridge.DType.FLOAT32, ("N", 3)),),
+    )
+    predictor = DevicePredictor(session, signature, bridge.PredictorInfo())
+    memory = np.array([[1, -2, 3]], np.float32)
+    array = DeviceArray(memory, memory.ctypes.data, memory.shape, memory.dtype, None)
+    for factor in (1, 2):
+        memory[...] = np.array([[1, -2, 3]]) * factor
+        answer = predictor._predict({"x": array}, ("y",))["y"]
+        np.testing.assert_array_equal(answer, [[2 * factor, 0, 6 * factor]])
+    host = predictor._predict({"x": memory}, ("y",))["y"]
+    np.testing.assert_array_equal(host, [[4, 0, 12]])
+
+
+@pytest.mark.gpu
+def test_tensors_on_the_gpu_stay_there() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    predictor = bridge.load(model(), backend="onnxruntime", device="cuda")
+    for factor in (1, 2):
+        x = torch.ones((2, 3), device="cuda") * factor
+        answer = predictor.predict({"x": x})["y"]
+        np.testing.assert_array_equal(answer, np.full((2, 3), 2 * factor))
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_answer_like_ordinary_calls() -> None:
+    plain = bridge.load(model(), backend="onnxruntime", device="cuda")
+    graph = bridge.load(model(), backend="onnxruntime", device="cuda", options={"cuda_graph": True})
+    bounds = [graph.bind({"x": (rows, 3)}) for rows in (2, 5)]
+    for value in (1, -1, 5):
+        for bound in bounds:
+            bound.inputs["x"][...] = value
+            bound.predict()
+            wanted = plain.predict({"x": bound.inputs["x"]})["y"]
+            np.testing.assert_array_equal(bound.outputs["y"], wanted)
+        x = np.full((3, 3), value, np.float32)
+        np.testing.assert_array_equal(graph.predict({"x": x})["y"], plain.predict({"x": x})["y"])
+
+
+@pytest.mark.gpu
+def test_an_engine_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "TensorrtExecutionProvider" not in ort.get_available_providers():
+        pytest.skip("this build of onnxruntime has no TensorRT")
+    monkeypatch.setenv("BRIDGE_CACHE_DIR", str(tmp_path / "cache"))
+    options = {"provider": "tensorrt", "cache": True}
+    for _ in range(2):
+        predictor = bridge.load(model(2), backend="onnxruntime", device="cuda", options=options)
+        x = {"x": np.ones((2, 3), np.float32)}
+        np.testing.assert_array_equal(predictor.predict(x)["y"], np.full((2, 3), 2))
+        files = {one: one.stat().st_mtime_ns for one in tmp_path.rglob("*.engine")}
+        assert len(files) == 1
+    assert {one: one.stat().st_mtime_ns for one in tmp_path.rglob("*.engine")} == files
