@@ -12,7 +12,7 @@ import numpy as np
 
 from bridge.backend import Availability, Backend, find_runtime
 from bridge.capabilities import Capabilities, ThreadSafety
-from bridge.cpus import usable_cpus
+from bridge.cpus import cpu_flags, default_threads
 from bridge.device import CPU, Device, driver_devices
 from bridge.dtypes import DType
 from bridge.errors import ErrorRule, OptionError, UnsupportedModel
@@ -25,9 +25,10 @@ from bridge.predictor import Predictor, PredictorInfo
 from bridge.search import Pruned, combine
 from bridge.signature import Signature
 from bridge_tensorflow.failures import error_rules
+from bridge_tensorflow.lease import Lease, same_files
 from bridge_tensorflow.options import TensorflowOptions
 from bridge_tensorflow.predictor import TensorflowPredictor
-from bridge_tensorflow.session import open_session, own_pools
+from bridge_tensorflow.session import OpenSession, own_pools, session_config
 
 __all__ = ["TensorflowBackend"]
 
@@ -74,12 +75,12 @@ class TensorflowBackend(Backend):
         )
 
     def search_space(self, model: ModelRef, device: Device) -> tuple[Options | Pruned, ...]:
-        """Executor and threads, then XLA, where it need not compile again and again."""
+        """Executor, threads and bfloat16, then XLA, where it need not compile again and again."""
         candidates: list[Mapping[str, Any] | Pruned]
         if device != CPU:
             candidates = [{}, {"inter_threads": 2}, {"tf32": True}]
         else:
-            cpus = usable_cpus()
+            cpus = default_threads()
             single = {"executor": "single_threaded"}
             candidates = [
                 {},
@@ -93,6 +94,7 @@ class TensorflowBackend(Backend):
                 {**single, "inter_threads": 2},
                 {**single, "xla": True},
             ]
+            candidates.insert(4, _bf16())
         return combine(TensorflowOptions, [*candidates, _xla(model)])
 
     def error_rules(self) -> tuple[ErrorRule, ...]:
@@ -157,32 +159,46 @@ def _open(
     key = kind.signature_key(model, graph)
     native = graph.signatures[key]
     _check_served(model, key, native)
-    opened = open_session(model.file, graph.tags, device, options)
+    config = session_config(device, options)
+    _check_precision(options)
+    is_stateful = _is_stateful(graph, native)
+    is_inline = options.inter_threads == 0
+
+    def opened() -> OpenSession:
+        return OpenSession(model.file, graph.tags, device, config, is_inline=is_inline)
+
+    shared = None
+    if not is_stateful:
+        settings = config.SerializeToString(deterministic=True)
+        shared = (same_files(kind.files(model)), graph.tags, device, settings, is_inline)
+    lease = Lease(shared, opened)
     try:
-        protos = opened.meta_graph.signature_def[key].defaults
+        session = lease.session
         defaults = {
-            names.get(name, name): np.asarray(tf.make_ndarray(proto))
-            for name, proto in protos.items()
+            names.get(name, name): array for name, array in session.defaults.get(key, {}).items()
         }
         info = PredictorInfo(
-            device=_placed(opened.native, device),
+            device=_placed(session.native, device),
             provider="tf.compat.v1.Session",
-            precision="tf32" if device.kind == "cuda" and options.tf32 else "float32",
-            threads=opened.threads,
-            stateful=_is_stateful(graph, native),
+            precision=_precision(device, options),
+            threads=session.threads,
+            stateful=is_stateful,
             versions={"tensorflow": tf.__version__, "numpy": np.__version__, **versions},
             details={
                 "signature_key": key,
                 "tags": sorted(graph.tags),
                 "written_by": graph.version,
-                "devices": [item.name for item in opened.native.list_devices()],
+                "devices": [item.name for item in session.native.list_devices()],
                 "onednn": _has_onednn(),
-                "own_thread_pool": opened.threads is not None,
+                "own_thread_pool": session.threads is not None,
+                "calling_thread": is_inline,
+                "spinning": options.spins,
+                "shared_weights": lease.is_shared,
             },
         )
-        return TensorflowPredictor(opened.native, _renamed(native, names), defaults, info)
+        return TensorflowPredictor(lease, _renamed(native, names), defaults, info)
     except BaseException:
-        opened.native.close()
+        lease.close()
         raise
 
 
@@ -231,6 +247,47 @@ def _placed(session: Any, wanted: Device) -> Device:
     """The device that the session has; operators were pinned to it on loading."""
     kinds = {item.device_type for item in session.list_devices()}
     return wanted if wanted.kind == "cpu" or "GPU" in kinds else CPU
+
+
+# Instructions with which oneDNN multiplies bfloat16 in hardware, and those that it makes do
+# with. Source: "Data Types" of oneDNN's documentation, and TensorFlow's ``onednn_env_vars.h``
+# and ``mkl_util.h``.
+_BF16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "avx_ne_convert", "bf16"})
+_BF16_EMULATING_FLAGS = frozenset({"avx512f"})
+
+
+def _bf16() -> Mapping[str, Any] | Pruned:
+    """bfloat16 where the CPU has instructions for it; where nothing is known, loading tells."""
+    values = {"precision": "bf16"}
+    flags = cpu_flags()
+    if not flags or flags & _BF16_FLAGS:
+        return values
+    return Pruned(values, "no-bf16", "this CPU has no instructions for bf16 that oneDNN uses.")
+
+
+def _check_precision(options: TensorflowOptions) -> None:
+    """Refuses bfloat16 where TensorFlow would silently compute in float32."""
+    if options.precision != "bf16":
+        return
+    flags = cpu_flags()
+    if flags and not flags & (_BF16_FLAGS | _BF16_EMULATING_FLAGS):
+        reason = "this CPU lacks the instructions"
+    elif _has_onednn() is False:
+        reason = "oneDNN is switched off, or not in this build of TensorFlow"
+    else:
+        return
+    raise OptionError(
+        f"precision=bf16 cannot be had: {reason}.",
+        fix="Leave precision out; TF_ENABLE_ONEDNN_OPTS=1 in the environment switches oneDNN on.",
+        option="precision",
+        rule="no-bf16",
+    )
+
+
+def _precision(device: Device, options: TensorflowOptions) -> str:
+    if device.kind == "cuda":
+        return "tf32" if options.tf32 else "float32"
+    return "bfloat16" if options.precision == "bf16" else "float32"
 
 
 def _settle_tf32(device: Device, options: TensorflowOptions) -> None:

@@ -15,11 +15,14 @@ from bridge.check import Arrays, Layout
 from bridge.dtypes import DType
 from bridge.predictor import Predictor, PredictorInfo
 from bridge.signature import Signature
+from bridge_tensorflow.lease import Lease
 
 __all__ = ["TensorflowPredictor"]
 
 _Call = Callable[[Mapping[str, Any]], Sequence[Any]]
 _MAX_SUBSETS = 64
+_LARGE_BYTES = 1 << 20
+_ALIGNMENT = 64  # bytes; EIGEN_MAX_ALIGN_BYTES
 
 
 class TensorflowPredictor(Predictor):
@@ -31,7 +34,7 @@ class TensorflowPredictor(Predictor):
     UTF-8, else that output comes as ``bytes`` throughout.
 
     Args:
-        session: A ``tf.compat.v1.Session`` that holds the model; closed by ``close``.
+        lease: Hold on the session that has the model; ``close`` lets go of it.
         signature: Its specs have the tensors' names as ``native_name``.
         defaults: Values of the inputs that may be left out.
         info: What really runs.
@@ -41,13 +44,13 @@ class TensorflowPredictor(Predictor):
 
     def __init__(
         self,
-        session: Any,
+        lease: Lease,
         signature: Signature,
         defaults: Mapping[str, npt.NDArray[Any]],
         info: PredictorInfo,
     ) -> None:
         super().__init__(signature, info)
-        self._session = session
+        self._lease = lease
         self._defaults = dict(defaults)
         self._strings = {spec.name for spec in signature.outputs if spec.dtype is DType.STRING}
         self._making = threading.Lock()
@@ -66,7 +69,7 @@ class TensorflowPredictor(Predictor):
 
     def _close(self) -> None:
         self._session_calls.clear()
-        self._session.close()
+        self._lease.close()
 
     def _bind(self, inputs: Arrays) -> Bound:
         return _SessionBound(self, inputs)
@@ -82,21 +85,15 @@ class TensorflowPredictor(Predictor):
             return call
 
     def _new_session_call(self, outputs: Sequence[str]) -> _Call:
-        from tensorflow.core.protobuf.config_pb2 import CallableOptions
-
         specs = self.signature.inputs
-        fed = {spec.native_name: spec.name for spec in specs}
-        wanted = [self.signature.output(name).native_name for name in outputs]
+        fed = {spec.native_name or spec.name: spec.name for spec in specs}
+        wanted = [self.signature.output(name).native_name or name for name in outputs]
         fetched = [tensor for tensor in wanted if tensor not in fed]
         take = self._taker([spec.name for spec in specs])
 
         native: Callable[..., list[Any]] = lambda *_: []  # noqa: E731
         if fetched:
-            # The underscore method is the Python face of C++'s Session::MakeCallable. The
-            # public make_callable prepares every feed in Python, which takes ten times as long.
-            native = self._session._make_callable_from_options(
-                CallableOptions(feed=list(fed), fetch=fetched)
-            )
+            native = self._lease.session.call(list(fed), fetched)
         if len(fetched) == len(wanted):
             return lambda inputs: native(*take(inputs))
 
@@ -125,7 +122,9 @@ class TensorflowPredictor(Predictor):
             # A variable that is assigned its input shares the caller's memory from then on.
             shared = pick
             pick = lambda inputs: [np.array(value) for value in shared(inputs)]  # noqa: E731
-        return pick
+        return lambda inputs: [
+            value if value.nbytes < _LARGE_BYTES else _aligned(value) for value in pick(inputs)
+        ]
 
 
 class _SessionBound(Bound):
@@ -145,6 +144,21 @@ class _SessionBound(Bound):
                 np.copyto(held, result)
             else:
                 self.outputs[name] = np.array(result)
+
+
+def _aligned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array, or the copy that TensorFlow would make of it.
+
+    TensorFlow copies what is not aligned without looking whether it got the memory, and
+    crashes where it did not; numpy raises ``MemoryError``.
+    """
+    if array.dtype.hasobject or (array.flags.c_contiguous and array.ctypes.data % _ALIGNMENT == 0):
+        return array
+    memory = np.empty(array.nbytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    np.copyto(copy, array)
+    return copy
 
 
 def _texts(result: Any) -> npt.NDArray[Any]:

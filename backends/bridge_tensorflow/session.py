@@ -1,57 +1,126 @@
-"""One graph session per predictor, with thread pools of its own."""
+"""One graph session with thread pools of its own."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bridge.cpus import usable_cpus
+import numpy as np
+import numpy.typing as npt
+
+from bridge.cpus import default_threads
 from bridge.device import Device
 from bridge.errors import OptionError
-from bridge_tensorflow.options import TensorflowOptions
+from bridge_tensorflow.options import REWRITES, TensorflowOptions
 
-__all__ = ["OpenSession", "open_session", "own_pools"]
+__all__ = ["OpenSession", "own_pools", "session_config"]
 
 _OWN_POOLS = "TF_OVERRIDE_GLOBAL_THREADPOOL"
 _TASKS = Path("/proc/self/task")
+_MAX_CALLS = 64
 _deciding = threading.Lock()
 _has_own_pools: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class OpenSession:
-    """A session with a SavedModel in it.
+    """A session with a SavedModel in it: graph, variables, tables.
+
+    Args:
+        folder: The SavedModel.
+        tags: Which of its graphs.
+        device: Where its operators are pinned.
+        config: A ``ConfigProto``, of ``session_config``.
+        is_inline: Calls run their operators on the thread that calls.
 
     Attributes:
-        native: The ``tf.compat.v1.Session``; its variables hold their values.
-        meta_graph: The ``MetaGraphDef`` as loaded.
+        native: The ``tf.compat.v1.Session``.
+        defaults: Values of the inputs that may be left out, by signature and input.
         threads: Size of the session's own pool for operators; ``None`` where it has to
             share a pool that other code of this process has made.
     """
 
-    native: Any
-    meta_graph: Any
-    threads: int | None
+    def __init__(
+        self, folder: Path, tags: frozenset[str], device: Device, config: Any, *, is_inline: bool
+    ) -> None:
+        import tensorflow as tf
+
+        # What tf.compat.v1.saved_model.load calls, without its warning that it is deprecated
+        # and without parsing the graph a second time.
+        from tensorflow.python.saved_model.loader_impl import SavedModelLoader
+
+        self.threads = config.intra_op_parallelism_threads if own_pools() else None
+        self._is_inline = is_inline
+        self._making = threading.Lock()
+        self._calls: dict[tuple[tuple[str, ...], tuple[str, ...]], Callable[..., list[Any]]] = {}
+        if config.graph_options.optimizer_options.cpu_global_jit:
+            _wake_xla(config)
+        graph = tf.Graph()
+        self.native = tf.compat.v1.Session(graph=graph, config=config)
+        where = f"/device:{'GPU' if device.kind == 'cuda' else 'CPU'}:{device.index}"
+        wanted = sorted(tags)
+        try:
+            loader = SavedModelLoader(str(folder))
+            with graph.as_default(), graph.device(where):
+                saver, _ = loader.load_graph(graph, wanted)
+                loader.restore_variables(self.native, saver)
+                loader.run_init_ops(self.native, wanted)
+            self.defaults = _defaults(loader.get_meta_graph_def_from_tags(wanted))
+        except BaseException:
+            self.native.close()
+            raise
+
+    def call(self, feeds: Sequence[str], fetches: Sequence[str]) -> Callable[..., list[Any]]:
+        """A call that takes the fed tensors' arrays in order and computes what is fetched.
+
+        Its results are TensorFlow's own buffers. Equal calls are one, because each has
+        executors, and with them copies of the graph's constants.
+        """
+        key = (tuple(feeds), tuple(fetches))
+        with self._making:
+            call = self._calls.get(key)
+            if call is None:
+                call = self._new_call(*key)
+                if len(self._calls) < _MAX_CALLS:
+                    self._calls[key] = call
+            return call
+
+    def close(self) -> None:
+        """Lets go of the model; calls that were handed out cannot be used any more."""
+        self._calls.clear()
+        self.native.close()
+
+    def _new_call(
+        self, feeds: tuple[str, ...], fetches: tuple[str, ...]
+    ) -> Callable[..., list[Any]]:
+        from tensorflow.core.protobuf.config_pb2 import CallableOptions
+
+        options = CallableOptions(feed=feeds, fetch=fetches)
+        if self._is_inline:
+            # The only way onto the calling thread for a session that has its own threads: a
+            # negative inter_op_parallelism_threads counts only for sessions that share theirs.
+            # Source: ``direct_session.cc`` of TensorFlow.
+            options.run_options.inter_op_thread_pool = -1
+        # The underscore method is the Python face of C++'s Session::MakeCallable. The
+        # public make_callable prepares every feed in Python, which takes ten times as long.
+        call: Callable[..., list[Any]] = self.native._make_callable_from_options(options)
+        return call
 
 
-def open_session(
-    folder: Path, tags: frozenset[str], device: Device, options: TensorflowOptions
-) -> OpenSession:
-    """Opens a session and loads a SavedModel: graph, variables, tables.
+def session_config(device: Device, options: TensorflowOptions) -> Any:
+    """The ``ConfigProto`` of a session with these options.
 
     Raises:
-        OptionError: ``threads`` was asked for and cannot be had.
+        OptionError: ``threads`` was asked for and cannot be had, or an option is not for
+            this kind of device.
     """
     import tensorflow as tf
 
-    # What tf.compat.v1.saved_model.load calls, without its warning that it is deprecated.
-    from tensorflow.python.saved_model.loader_impl import SavedModelLoader
-
-    is_own = own_pools()
-    if options.threads is not None and not is_own:
+    _check_device(device, options)
+    if options.threads is not None and not own_pools():
         raise OptionError(
             f"threads={options.threads} cannot be had: TensorFlow already runs in this process "
             "with one pool of threads for everybody.",
@@ -59,20 +128,30 @@ def open_session(
             f"{_OWN_POOLS}=1 in the environment, or leave threads out.",
             option="threads",
         )
-    threads = options.threads or usable_cpus()
-    config = _config(threads, device, options)
+    is_cuda = device.kind == "cuda"
+    config = tf.compat.v1.ConfigProto(
+        intra_op_parallelism_threads=options.threads or default_threads(),
+        # Where calls run inline, only loading uses these. A graph over two devices cannot
+        # run inline: there 0 means "as many as CPUs".
+        inter_op_parallelism_threads=options.inter_threads or (0 if is_cuda else 1),
+        use_per_session_threads=True,
+        # Operators without a kernel for the device run on the CPU, as strings must.
+        allow_soft_placement=is_cuda,
+    )
+    config.experimental.disable_thread_spinning = not options.spins
+    if is_cuda:
+        config.gpu_options.allow_growth = options.gpu_growth
+        config.gpu_options.per_process_gpu_memory_fraction = options.gpu_memory_fraction or 0
+    else:
+        config.device_count["GPU"] = 0
+    if options.executor == "single_threaded":
+        config.experimental.executor_type = "SINGLE_THREADED_EXECUTOR"
+    _set_rewrites(config.graph_options.rewrite_options, options)
     if options.xla:
-        _wake_xla(config)
-    graph = tf.Graph()
-    native = tf.compat.v1.Session(graph=graph, config=config)
-    where = f"/device:{'GPU' if device.kind == 'cuda' else 'CPU'}:{device.index}"
-    try:
-        with graph.as_default(), graph.device(where):
-            meta_graph = SavedModelLoader(str(folder)).load(native, sorted(tags))
-    except BaseException:
-        native.close()
-        raise
-    return OpenSession(native, meta_graph, threads if is_own else None)
+        optimizer = config.graph_options.optimizer_options
+        optimizer.global_jit_level = tf.compat.v1.OptimizerOptions.ON_2
+        optimizer.cpu_global_jit = True
+    return config
 
 
 def own_pools() -> bool:
@@ -110,30 +189,39 @@ def _decide_pools() -> bool:
             os.environ.pop(_OWN_POOLS, None)
 
 
-def _config(threads: int, device: Device, options: TensorflowOptions) -> Any:
+def _check_device(device: Device, options: TensorflowOptions) -> None:
+    """Refuses options that do nothing on this kind of device."""
+    given = options.to_dict()
+    for item in options.describe():
+        if item.name in given and item.devices is not None and device.kind not in item.devices:
+            raise OptionError(
+                f"option '{item.name}' acts on {' and '.join(item.devices)} only; the device is "
+                f"{device}.",
+                fix="Leave it out.",
+                option=item.name,
+                rule="other-device",
+            )
+
+
+def _set_rewrites(config: Any, options: TensorflowOptions) -> None:
+    if not options.graph_optimizer:
+        config.disable_meta_optimizer = True
+    for name in REWRITES:
+        if name in options.rewrites_off:
+            off = config.NO_MEM_OPT if name == "memory_optimization" else config.OFF
+            setattr(config, name, off)
+    if options.precision == "bf16":
+        config.auto_mixed_precision_onednn_bfloat16 = config.ON
+        config.min_graph_nodes = -1  # Grappler leaves graphs of less than 4 operators alone
+
+
+def _defaults(meta_graph: Any) -> dict[str, Mapping[str, npt.NDArray[Any]]]:
     import tensorflow as tf
 
-    config = tf.compat.v1.ConfigProto(
-        intra_op_parallelism_threads=threads,
-        # A negative number means: on the thread that calls. 0 would mean "as many as CPUs".
-        inter_op_parallelism_threads=options.inter_threads or -1,
-        use_per_session_threads=True,
-        # Operators without a kernel for the device run on the CPU, as strings must.
-        allow_soft_placement=device.kind == "cuda",
-    )
-    if device.kind == "cuda":
-        config.gpu_options.allow_growth = True
-    else:
-        config.device_count["GPU"] = 0
-    if options.executor == "single_threaded":
-        config.experimental.executor_type = "SINGLE_THREADED_EXECUTOR"
-    if not options.graph_optimizer:
-        config.graph_options.rewrite_options.disable_meta_optimizer = True
-    if options.xla:
-        optimizer = config.graph_options.optimizer_options
-        optimizer.global_jit_level = tf.compat.v1.OptimizerOptions.ON_2
-        optimizer.cpu_global_jit = True
-    return config
+    return {
+        key: {name: np.asarray(tf.make_ndarray(proto)) for name, proto in item.defaults.items()}
+        for key, item in meta_graph.signature_def.items()
+    }
 
 
 def _wake_xla(config: Any) -> None:
@@ -158,10 +246,8 @@ def _operator_threads() -> set[str]:
     """
     found = set()
     for task in _TASKS.iterdir() if _TASKS.is_dir() else ():
-        try:
+        with contextlib.suppress(OSError):  # it ended meanwhile
             name = (task / "comm").read_text(encoding="utf-8", errors="replace")
-        except OSError:  # it ended meanwhile
-            continue
-        if not name.startswith("tf_"):
-            found.add(task.name)
+            if not name.startswith("tf_"):
+                found.add(task.name)
     return found

@@ -409,6 +409,35 @@ def test_nothing_is_printed(affine: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert capfd.readouterr() == ("", "")
 
 
+def test_arrays_of_others_reach_the_operators_without_a_copy(affine: Path) -> None:
+    class Exported:
+        def __init__(self, array: np.ndarray) -> None:
+            self.array = array
+
+        def __dlpack__(self, **arguments: object) -> object:
+            return self.array.__dlpack__(**arguments)
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return self.array.__dlpack_device__()
+
+    x = aligned(64)
+    tensor = tf.identity(x)
+    with bridge.load(affine, signature="shared") as predictor:
+        spec = predictor.signature.output("same")
+        call = predictor._lease.session.call(
+            [predictor.signature.inputs[0].native_name], [spec.native_name]
+        )
+        for given, address in (
+            (x, x.ctypes.data),
+            (Exported(x), x.ctypes.data),
+            (tensor, np.from_dlpack(tensor).ctypes.data),
+        ):
+            inputs = predictor._check({"x": given})
+            (result,) = call(inputs["x"])
+            assert result.ctypes.data == address  # tf.identity hands its input on
+            np.testing.assert_array_equal(predictor.predict({"x": given})["same"], x)
+
+
 def test_native_call_gives_the_same(affine: Path) -> None:
     from bridge.loading import open_model
     from bridge_tensorflow.native import load

@@ -17,7 +17,7 @@ from bridge.search import Pruned
 tf = pytest.importorskip("tensorflow")
 
 from bridge_tensorflow.options import TensorflowOptions  # noqa: E402
-from bridge_tensorflow.session import own_pools  # noqa: E402
+from bridge_tensorflow.session import own_pools, session_config  # noqa: E402
 
 X = np.float32([[1, 2, 3, 4], [5, 6, 7, 8]])
 Y = X * np.arange(4, dtype=np.float32) + 1
@@ -29,6 +29,8 @@ Y = X * np.arange(4, dtype=np.float32) + 1
         {"executor": "single_threaded"},
         {"inter_threads": 2},
         {"graph_optimizer": False},
+        {"rewrites_off": "remapping,constant_folding"},
+        {"spinning": False},
         {"xla": True},
     ],
     ids=str,
@@ -89,6 +91,113 @@ def test_what_options_say_of_themselves() -> None:
     assert TensorflowOptions(tf32=True).process_key() == "tf32=True"
     assert TensorflowOptions(threads=1).process_key() == ""
     assert TensorflowOptions(xla=True).prepares
+
+
+@pytest.mark.parametrize(
+    ("values", "rule"),
+    [
+        ({"executor": "single_threaded", "inter_threads": 2}, "single-threaded-with-inter-threads"),
+        ({"executor": "single_threaded", "xla": True}, "single-threaded-with-xla"),
+        ({"rewrites_off": "remaping"}, "unknown-rewrite"),
+        (
+            {"rewrites_off": "remapping", "graph_optimizer": False},
+            "rewrites-off-without-graph-optimizer",
+        ),
+        ({"precision": "bf16", "graph_optimizer": False}, "bf16-without-graph-optimizer"),
+        ({"precision": "bf16", "xla": True}, "bf16-with-xla"),
+    ],
+    ids=str,
+)
+def test_illegal_combinations_name_their_rule(values: dict[str, object], rule: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        TensorflowOptions.make(values)
+    assert caught.value.detail["rule"] == rule
+    assert caught.value.detail["option"] in values
+
+
+@pytest.mark.parametrize(
+    "values", [{"threads": 0}, {"inter_threads": -1}, {"gpu_memory_fraction": 1.5}], ids=str
+)
+def test_values_out_of_range(values: dict[str, object]) -> None:
+    with pytest.raises(OptionError, match=next(iter(values))):
+        TensorflowOptions.make(values)
+
+
+@pytest.mark.parametrize("values", [{"gpu_growth": False}, {"gpu_memory_fraction": 0.5}], ids=str)
+def test_options_of_other_devices_are_refused(affine: Path, values: dict[str, object]) -> None:
+    with pytest.raises(OptionError, match="acts on cuda only") as caught:
+        bridge.load(affine, options=values)
+    assert caught.value.detail["rule"] == "other-device"
+    assert TensorflowOptions.make(values).process_key()
+
+
+def test_every_option_says_when_it_helps() -> None:
+    for field in TensorflowOptions.describe():
+        assert field.when.endswith("."), field.name
+
+
+def test_rewrites_are_switched_off_by_name() -> None:
+    from bridge_tensorflow.options import REWRITES
+
+    config = session_config(bridge.CPU, TensorflowOptions(rewrites_off=REWRITES))
+    rewrites = config.graph_options.rewrite_options
+    changed = {field.name for field, _ in rewrites.ListFields()}
+    assert changed == set(REWRITES)
+    assert rewrites.remapping == rewrites.OFF
+    assert rewrites.memory_optimization == rewrites.NO_MEM_OPT
+
+
+def test_thread_budget_settles_threads_and_spinning() -> None:
+    usual = session_config(bridge.CPU, TensorflowOptions())
+    assert not usual.experimental.disable_thread_spinning
+    bridge.set_thread_budget(1)
+    try:
+        config = session_config(bridge.CPU, TensorflowOptions())
+        assert config.intra_op_parallelism_threads == 1
+        assert config.experimental.disable_thread_spinning
+        active = session_config(bridge.CPU, TensorflowOptions(spinning=True))
+        assert not active.experimental.disable_thread_spinning
+        assert TensorflowOptions(threads=1).effective() == TensorflowOptions()
+    finally:
+        bridge.set_thread_budget(None)
+
+
+def test_bfloat16_computes_in_bfloat16(saved: Callable[..., Path], tmp_path: Path) -> None:
+    class Product(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            random = np.random.default_rng(0)
+            self.weights = tf.Variable(random.normal(size=(256, 64)).astype(np.float32))
+
+        @tf.function(input_signature=[tf.TensorSpec((None, 256), tf.float32, "x")], autograph=False)
+        def call(self, x):
+            return {"y": tf.matmul(x, self.weights)}
+
+    module = Product()
+    folder = saved(module, tmp_path / "model", serving_default=module.call)
+    x = np.random.default_rng(1).normal(size=(64, 256)).astype(np.float32)
+    wanted = x @ module.weights.numpy()
+    options = TensorflowOptions(precision="bf16")
+    if options not in bridge.backends()["tensorflow"].search_space(open_model(folder), bridge.CPU):
+        pytest.skip("this CPU has no instructions for bf16")
+    with bridge.load(folder, options=options) as predictor, bridge.load(folder) as exact:
+        assert (predictor.info.precision, exact.info.precision) == ("bfloat16", "float32")
+        scale = np.abs(wanted).max()
+        error = np.abs(predictor.predict({"x": x})["y"] - wanted).max() / scale
+        assert 1e-4 < error < 2e-2  # 8 bits of mantissa
+        assert np.abs(exact.predict({"x": x})["y"] - wanted).max() / scale < 1e-5
+
+
+@pytest.mark.gpu
+def test_memory_of_a_cuda_device(affine: Path) -> None:
+    """Not run on a machine without one; that the session's settings arrive is all it tells."""
+    options = {"gpu_memory_fraction": 0.25}
+    config = session_config(bridge.Device("cuda"), TensorflowOptions.make(options))
+    assert config.gpu_options.allow_growth
+    assert config.gpu_options.per_process_gpu_memory_fraction == 0.25
+    with bridge.load(affine, device="cuda", options=options) as predictor:
+        assert predictor.info.device == bridge.Device("cuda")
+        np.testing.assert_allclose(predictor.predict({"x": X})["y"], Y, rtol=1e-6)
 
 
 MODELS = Path(sys.prefix) / "models"
