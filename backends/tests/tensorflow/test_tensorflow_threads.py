@@ -173,11 +173,11 @@ for share in (0.5, 1.5):  # of the input: there is no memory for a copy, or for 
     try:
         predictor.predict({"x": large})
     except bridge.errors.OutOfMemory as error:
-        print(type(error.__cause__).__name__)
+        print(isinstance(error.__cause__, MemoryError))
 print(predictor.predict({"x": small})["y"].tolist())
 """,
         model=affine,
         is_quiet=False,  # TensorFlow prints what it could not allocate
         TF_ENABLE_ONEDNN_OPTS="0",  # its allocator waits 10 s before it gives up
     )
-    assert printed == "_ArrayMemoryError\nResourceExhaustedError\n[[1.0, 2.0, 3.0, 4.0]]\n"
+    assert printed == "True\nFalse\n[[1.0, 2.0, 3.0, 4.0]]\n"
