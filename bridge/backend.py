@@ -32,6 +32,7 @@ from bridge.errors import (
     translate,
 )
 from bridge.logs import logger, native_output
+from bridge.memory import resident_bytes
 from bridge.model import ModelRef
 from bridge.options import Options
 from bridge.predictor import Predictor
@@ -281,7 +282,9 @@ class Backend(ABC):
             if where != CPU and where not in self._reported_devices():
                 raise self.missing_device(where)
             capabilities = self.capabilities(where)
+            before = resident_bytes()
             predictor, executor = self._loaded(model, where, chosen, capabilities)
+            after = resident_bytes()
         except BridgeError as error:
             error.backend = error.backend or self.name
             error.model = error.model or model.name
@@ -294,6 +297,7 @@ class Backend(ABC):
                 format=model.format.name,
                 model=model.name,
                 options=chosen.to_dict(),
+                resident_bytes=None if before is None or after is None else max(0, after - before),
             ),
             capabilities,
             self.error_rules(),

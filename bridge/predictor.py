@@ -65,6 +65,11 @@ class PredictorInfo:
         format: Name of the model's format.
         model: The model as errors name it.
         options: Options that differ from their defaults.
+        resident_bytes: By how much the resident memory of this process grew while the model
+            was loaded, at least 0; of an isolated predictor, that of its own process. The
+            runtime is in it where this was the first to import it, and so is whatever other
+            threads allocated meanwhile, such as other loads. ``None`` where the system does
+            not tell.
     """
 
     device: Device = CPU
@@ -78,6 +83,7 @@ class PredictorInfo:
     format: str = ""
     model: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    resident_bytes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""

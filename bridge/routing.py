@@ -172,6 +172,7 @@ def routed_info(
     versions: dict[str, str] = {}
     for info in infos.values():
         versions.update(info.versions)
+    resident = [info.resident_bytes for info in infos.values() if info.resident_bytes is not None]
 
     def shared(values: Iterable[str]) -> str:
         found = sorted(set(values))
@@ -191,6 +192,7 @@ def routed_info(
         backend="routed",
         format=shared(info.format for info in infos.values()),
         model=first.model,
+        resident_bytes=sum(resident) if resident else None,
     )
 
 

@@ -41,6 +41,7 @@ from bridge.check import Arrays
 from bridge.errors import BridgeError, PredictError
 from bridge.lane import serve
 from bridge.loading import load
+from bridge.memory import resident_bytes
 from bridge.predictor import Predictor
 from bridge.registry import registry
 from bridge.signature import Signature
@@ -234,8 +235,7 @@ def _shorten_log() -> None:
 
 
 def _rss_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return resident_bytes() or 0  # workers run on Linux only, which tells
 
 
 def _peak_rss_bytes() -> int:

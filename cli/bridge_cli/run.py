@@ -182,6 +182,8 @@ def _show(info: PredictorInfo, document: dict[str, Any]) -> None:
         "precision": info.precision,
         "threads": "as the runtime decides" if info.threads is None else info.threads,
     }
+    if info.resident_bytes is not None:
+        shown["memory"] = f"{units.size(info.resident_bytes)} more in use after loading"
     if info.options:
         shown["options"] = " ".join(f"{key}={value}" for key, value in info.options.items())
     if info.stateful:
