@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from bridge.check import Arrays
 
-__all__ = ["Slice", "drift", "null_call", "timed"]
+__all__ = ["Slice", "await_rest", "drift", "null_call", "timed"]
 
 _SETTLE_S = 0.1
 _LOOK_S = 0.002
@@ -75,7 +75,7 @@ def timed(
         the variant that gave them.
     """
     if settle:
-        _settle()
+        await_rest()
     for turn in range(first, first + discard):
         _look_at(call(variants[turn % len(variants)]))
     first += discard
@@ -88,7 +88,7 @@ def timed(
     return Slice(ns, elapsed_ns, cpu_ns), last, (first + calls - 1) % len(variants)
 
 
-def _settle() -> None:
+def await_rest() -> None:
     """Waits until no thread of this process computes any more, at most ``_SETTLE_S``.
 
     Threads of another predictor may still be spinning after its last call: those of
