@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from bridge_zoo.batches import inputs
 from bridge_zoo.description import MODELS, SIZES, IdFeature, Ranker, describe
-from bridge_zoo.formats import FORMATS, build
+from bridge_zoo.formats import FORMATS, build, write
 from bridge_zoo.oracle import forward
 from bridge_zoo.weights import Weights, seeded_weights, weight_shapes
 
@@ -35,4 +35,5 @@ __all__ = [
     "inputs",
     "seeded_weights",
     "weight_shapes",
+    "write",
 ]

@@ -13,7 +13,7 @@ from bridge_zoo.tensorflow_module import write_saved_model
 from bridge_zoo.torch_module import write_pt2, write_torchscript
 from bridge_zoo.weights import Weights, seeded_weights
 
-__all__ = ["FORMATS", "build"]
+__all__ = ["FORMATS", "build", "write"]
 
 _WRITERS: dict[str, tuple[str, Callable[[Ranker, Weights, Path], None]]] = {
     "onnx": (".onnx", write_onnx),
@@ -34,7 +34,7 @@ def build(
     formats: Iterable[str] = FORMATS,
     seed: int = 0,
 ) -> dict[str, Path]:
-    """Writes a model in each format asked for, all with the same weights.
+    """Writes a model of the zoo in each format asked for, all with the same weights.
 
     Only the runtimes of those formats are imported. A file or folder of the same name
     is replaced, and only once the new one is complete.
@@ -54,7 +54,17 @@ def build(
         OptionError: No such model, size or format; nothing has been written then.
         ImportError: The runtime that writes a format is not installed.
     """
-    ranker = describe(model, size)
+    return write(describe(model, size), folder=folder, formats=formats, seed=seed)
+
+
+def write(
+    ranker: Ranker,
+    *,
+    folder: str | Path,
+    formats: Iterable[str] = FORMATS,
+    seed: int = 0,
+) -> dict[str, Path]:
+    """Writes a ranker that may be of another size than the zoo's own; see ``build``."""
     wanted = list(formats)
     for item in wanted:
         if item not in _WRITERS:
@@ -64,11 +74,11 @@ def build(
     weights = seeded_weights(ranker, seed)
     paths: dict[str, Path] = {}
     for item in wanted:
-        suffix, write = _WRITERS[item]
-        paths[item] = folder / f"{model}{suffix}"
+        suffix, write_file = _WRITERS[item]
+        paths[item] = folder / f"{ranker.name}{suffix}"
         with tempfile.TemporaryDirectory(prefix=".zoo-", dir=folder) as scratch:
             written = Path(scratch) / paths[item].name
-            write(ranker, weights, written)
+            write_file(ranker, weights, written)
             if paths[item].is_dir():  # a folder cannot be replaced, only moved out of the way
                 paths[item].rename(Path(scratch) / "old")
             written.replace(paths[item])
