@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,10 @@ class TensorrtBackend(Backend):
         return DeviceUnavailable(f"{reason}.", fix=fix, wanted=str(device))
 
     def _load(self, model: ModelRef, device: Device, options: TensorrtOptions) -> Predictor:
+        from bridge_tensorrt.blob import Blob
         from bridge_tensorrt.engine import deserialise
+        from bridge_tensorrt.kernels import Kernels
+        from bridge_tensorrt.plans import load_plan
         from bridge_tensorrt.predictor import TensorrtPredictor
 
         if device.kind != "cuda":
@@ -145,20 +149,23 @@ class TensorrtBackend(Backend):
         cudart = cuda.runtime()
         cuda.check(cudart.cudaSetDevice(device.index))
         trt = module.load(self._module(model, options))
-        gpu, capability = cuda.describe_device(device.index)
-        stated = None
-        details: dict[str, Any] = {"gpu": gpu, "compute_capability": capability}
-        precision = "as built"
+        gpu = cuda.describe_device(device.index)
+        details: dict[str, Any] = dict(zip(("gpu", "compute_capability"), gpu, strict=True))
         if model.format.name == "onnx":
-            folder = self._built(trt, model, options, [gpu, capability])
-            data = (folder / "model.engine").read_bytes()
-            precision = (folder / "precision.txt").read_text(encoding="utf-8")
+            plan = load_plan(trt, model, options, gpu, host_code=options.host_code)
+            engine, identity, precision = plan.engine, plan.key, plan.precision
+            details["refitted"] = plan.refitted
             stated = model.facts.signatures.get("")
         else:
             data = model.data if model.data is not None else model.file.read_bytes()
-        engine = deserialise(trt, data, model.name)
+            engine = deserialise(trt, data, model.name, host_code=options.host_code)
+            identity, precision, stated = model.digest or "", "as built", None
         details["profiles"] = len(engine.profiles)
         details["contexts"] = options.contexts
+        kept = None
+        if options.runtime_cache and trt.__name__ == "tensorrt_rtx":
+            parts = {"engine": identity, "version": trt.__version__, "gpu": list(gpu)}
+            kept = Blob("runtime-cache", {**parts, "driver": cuda.driver_version()})
         info = PredictorInfo(
             device=Device("cuda", cuda.check(cudart.cudaGetDevice())),
             provider=module.TITLES[trt.__name__],
@@ -169,17 +176,21 @@ class TensorrtBackend(Backend):
             },
             details=details,
         )
-        return TensorrtPredictor(engine.signature(stated), info, engine, options.contexts)
+        kernels = Kernels(engine, options.specialization, kept)
+        return TensorrtPredictor(engine.signature(stated), info, engine, kernels, options)
 
     def _module(self, model: ModelRef, options: TensorrtOptions) -> str:
         """The module for a model: an engine is only read by the one that built it."""
         if model.format.name != "engine":
-            return module.choose(options.module)
+            name = module.choose(options.module)
+            self._check_module(name, options)
+            return name
         if options.building:
             raise OptionError(
                 f"{', '.join(sorted(options.building))} decide how an engine is built; "
                 f"{model.name} is built already.",
                 fix="Leave them out, or load the ONNX model.",
+                rule="building-of-an-engine",
                 options=sorted(options.building),
             )
         maker = next(iter(model.facts.versions))
@@ -188,28 +199,15 @@ class TensorrtBackend(Backend):
                 f"engine {model.name} was built by {maker}; module={options.module} cannot read "
                 "it.",
                 fix="Leave module out.",
+                rule="module-of-an-engine",
                 option="module",
             )
+        self._check_module(maker, options)
         return module.choose(maker)
 
-    def _built(self, trt: Any, model: ModelRef, options: TensorrtOptions, gpu: list[str]) -> Path:
-        """The cache's folder with the engine of an ONNX model for this GPU."""
-        from bridge.cache import default_cache
-        from bridge_tensorrt.building import build
-
-        def write(folder: Path) -> None:
-            built = build(trt, model, options)
-            (folder / "model.engine").write_bytes(built.data)
-            (folder / "precision.txt").write_text(built.facts["precision"], encoding="utf-8")
-
-        parts = {
-            "model": model.digest,
-            "module": trt.__name__,
-            "version": trt.__version__,
-            "options": {name: str(value) for name, value in options.building.items()},
-            "gpu": gpu,
-        }
-        return default_cache().entry("engine", parts, write, executable=True)
+    def _check_module(self, name: str, options: TensorrtOptions) -> None:
+        """What ``check`` of the options refuses where they name the module."""
+        dataclasses.replace(options, module=name)
 
 
 def _has_cuda_bindings() -> bool:

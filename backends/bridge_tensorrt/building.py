@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bridge import ModelRef, Signature
-from bridge.errors import OptionError, nearest
+from bridge.errors import BackendUnavailable, OptionError, nearest
+from bridge.logs import logger
+from bridge_tensorrt.blob import Blob
+from bridge_tensorrt.cuda import CudaError, check, describe_device, runtime
 from bridge_tensorrt.messages import mark, since
 from bridge_tensorrt.network import Network, parse, title_of
 from bridge_tensorrt.options import EngineOptions
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     import tensorrt_rtx as rtx
 
 __all__ = ["BuildFailed", "Built", "build"]
+
+_log = logger("tensorrt")
 
 
 class BuildFailed(RuntimeError):
@@ -52,12 +57,18 @@ def build(trt: Any, model: ModelRef, options: EngineOptions) -> Built:
     network = parse(trt, model)
     profiles = make_profiles(network.signature.inputs, options, network.holding_shapes)
     config = _configure(trt, network, options, profiles)
+    timings = _timings(trt)
+    learnt: rtx.ITimingCache | None = None
+    if timings is not None:
+        learnt = _attach(config, timings.read())
     made: rtx.IHostMemory | None = network.builder.build_serialized_network(
         network.definition, config
     )
     if made is None:
         reason = "; ".join(since(start)) or "it logged no reason"
         raise BuildFailed(f"{title_of(trt)} built no engine from {model.name}: {reason}")
+    if timings is not None and learnt is not None:
+        timings.write(bytes(learnt.serialize()))
     data = bytes(made)
     precision = "+".join(network.float_types) or "none"
     facts = {
@@ -80,6 +91,10 @@ def _configure(
     config: rtx.IBuilderConfig = network.builder.create_builder_config()
     if not options.tf32:
         config.clear_flag(trt.BuilderFlag.TF32)  # on unless cleared
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.refittable:
+        config.set_flag(trt.BuilderFlag.REFIT)
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     if options.optimization_level is not None:
@@ -99,12 +114,42 @@ def _configure(
     return config
 
 
+def _timings(trt: Any) -> Blob | None:
+    """Where the times of kernels are kept, which a later build need not measure again.
+
+    For ``tensorrt``: ``tensorrt_rtx`` measures nothing. The key names the GPU, where
+    cuda-bindings is there to ask; TensorRT itself compares it as well.
+    """
+    if trt.__name__ != "tensorrt":
+        return None
+    gpu: list[str] = []
+    try:
+        cudart = runtime()
+        gpu = list(describe_device(check(cudart.cudaGetDevice())))
+    except (BackendUnavailable, CudaError) as error:
+        _log.info("the timing cache is kept without the name of the GPU: %s", error)
+    parts = {"module": trt.__name__, "version": trt.__version__, "gpu": gpu}
+    return Blob("timing-cache", parts)
+
+
+def _attach(config: rtx.IBuilderConfig, data: bytes) -> rtx.ITimingCache | None:
+    """A timing cache that the builder reads and fills; ``None`` where it takes none."""
+    made: rtx.ITimingCache | None = config.create_timing_cache(data)
+    if made is not None and config.set_timing_cache(made, ignore_mismatch=False):
+        return made
+    if data:
+        _log.warning("the timing cache is of another GPU or version, and is made anew")
+        return _attach(config, b"")
+    return None
+
+
 def _target(trt: Any, config: rtx.IBuilderConfig, options: EngineOptions) -> None:
     """Kinds of GPU of tensorrt_rtx, which compiles for each of them without seeing one."""
     if options.hardware != "none":
         raise OptionError(
             "option 'hardware' is for module tensorrt; tensorrt_rtx is used here.",
             fix="Name the kinds of GPU in targets, such as targets=SM86,SM89.",
+            rule="hardware-of-tensorrt-rtx",
             option="hardware",
         )
     known = {
@@ -115,6 +160,7 @@ def _target(trt: Any, config: rtx.IBuilderConfig, options: EngineOptions) -> Non
             raise OptionError(
                 f"option 'targets' names '{name}', which {title_of(trt)} does not know.",
                 fix=nearest(name, known),
+                rule="unknown-target",
                 option="targets",
                 valid=sorted(known),
             )
@@ -126,6 +172,7 @@ def _target(trt: Any, config: rtx.IBuilderConfig, options: EngineOptions) -> Non
                     f"{title_of(trt)} does not take '{name}' as target {place + 1} of "
                     f"{len(options.targets)}.",
                     fix="CURRENT must stand alone; name each kind of GPU once.",
+                    rule="targets-twice",
                     option="targets",
                 )
 
@@ -136,6 +183,7 @@ def _widen(trt: Any, config: rtx.IBuilderConfig, options: EngineOptions) -> None
         raise OptionError(
             "option 'targets' is for module tensorrt_rtx; tensorrt builds for the GPU it sees.",
             fix="Use hardware=ampere_plus for an engine that runs on other GPUs too.",
+            rule="targets-of-tensorrt",
             option="targets",
         )
     levels = trt.HardwareCompatibilityLevel.__members__
@@ -143,6 +191,7 @@ def _widen(trt: Any, config: rtx.IBuilderConfig, options: EngineOptions) -> None
         raise OptionError(
             f"{title_of(trt)} has no hardware={options.hardware}.",
             fix=nearest(options.hardware, [name.lower() for name in levels]),
+            rule="unknown-hardware",
             option="hardware",
         )
     if options.hardware != "none":

@@ -1,4 +1,4 @@
-"""CUDA through cuda-bindings: devices, streams, memory. Every call is checked."""
+"""CUDA through cuda-bindings: devices, streams, graphs, memory. Every call is checked."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
 __all__ = [
     "CudaError",
     "DeviceMemory",
+    "Graph",
     "PinnedMemory",
     "Stream",
     "check",
     "count_devices",
     "describe_device",
     "driver_is_installed",
+    "driver_version",
+    "read_back",
     "runtime",
 ]
 
@@ -95,6 +99,20 @@ def describe_device(index: int) -> tuple[str, str]:
     return about.name.decode(), f"{about.major}.{about.minor}"
 
 
+def driver_version() -> int:
+    """The newest CUDA that the driver serves, such as 13000 for 13.0."""
+    cudart = runtime()
+    version: int = check(cudart.cudaDriverGetVersion())
+    return version
+
+
+def read_back(to: int, source: int, size_bytes: int) -> None:
+    """Copies from a device to any host memory, and waits for it."""
+    cudart = runtime()
+    kind = cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+    check(cudart.cudaMemcpy(to, source, size_bytes, kind))
+
+
 class Stream:
     """A queue of work on the current device.
 
@@ -108,6 +126,7 @@ class Stream:
         flags = cudart.cudaStreamNonBlocking  # the default stream of others must not hold it up
         self.native: cu.cudaStream_t = check(cudart.cudaStreamCreateWithFlags(flags))
         self.handle = int(self.native)
+        self._event: cu.cudaEvent_t | None = None
         self._process = os.getpid()
 
     def upload(self, to: int, source: int, size_bytes: int) -> None:
@@ -117,6 +136,51 @@ class Stream:
     def download(self, to: int, source: int, size_bytes: int) -> None:
         """Queues a copy from the device to pinned memory."""
         self._copy(to, source, size_bytes, runtime().cudaMemcpyKind.cudaMemcpyDeviceToHost)
+
+    def move(self, to: int, source: int, size_bytes: int) -> None:
+        """Queues a copy inside the device."""
+        self._copy(to, source, size_bytes, runtime().cudaMemcpyKind.cudaMemcpyDeviceToDevice)
+
+    def follow_default(self) -> None:
+        """Has what is queued from now on wait for what the default stream holds so far.
+
+        That is where torch and cupy work unless they are told otherwise.
+        """
+        cudart = runtime()
+        if self._event is None:
+            flags = cudart.cudaEventDisableTiming
+            self._event = check(cudart.cudaEventCreateWithFlags(flags))
+        check(cudart.cudaEventRecord(self._event, cudart.cudaStreamLegacy))
+        check(cudart.cudaStreamWaitEvent(self.native, self._event, 0))
+
+    def capture(self, work: Callable[[], None]) -> Graph:
+        """What ``work`` queues on this stream: recorded, and not run.
+
+        Raises:
+            CudaError: It does what cannot be recorded, such as waiting.
+            Exception: Whatever ``work`` raises.
+        """
+        cudart = runtime()
+        # Only this thread is held to the rules of recording; others may allocate memory.
+        mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        check(cudart.cudaStreamBeginCapture(self.native, mode))
+        try:
+            work()
+        except BaseException:
+            # Not checked: the first error counts, and what was recorded until then is nothing.
+            _, broken = cudart.cudaStreamEndCapture(self.native)
+            if broken is not None:
+                cudart.cudaGraphDestroy(broken)
+            raise
+        recorded: cu.cudaGraph_t = check(cudart.cudaStreamEndCapture(self.native))
+        try:
+            return Graph(check(cudart.cudaGraphInstantiate(recorded, 0)))
+        finally:
+            check(cudart.cudaGraphDestroy(recorded))
+
+    def launch(self, graph: Graph) -> None:
+        """Queues what was recorded."""
+        check(runtime().cudaGraphLaunch(graph.native, self.native))
 
     def wait(self) -> None:
         """Waits for all that is queued; failures of the work itself surface here."""
@@ -129,6 +193,9 @@ class Stream:
             cudart = runtime()
             self.handle = 0
             check(cudart.cudaStreamDestroy(self.native))
+            if self._event is not None:
+                event, self._event = self._event, None
+                check(cudart.cudaEventDestroy(event))
 
     def __del__(self) -> None:
         _close_quietly(self)
@@ -137,6 +204,29 @@ class Stream:
         if size_bytes:
             cudart = runtime()
             check(cudart.cudaMemcpyAsync(to, source, size_bytes, kind, self.native))
+
+
+class Graph:
+    """Work that was recorded, to be launched on the stream it was recorded on.
+
+    Args:
+        native: CUDA's own executable graph.
+    """
+
+    def __init__(self, native: cu.cudaGraphExec_t) -> None:
+        self.native = native
+        self._is_open = True
+        self._process = os.getpid()
+
+    def close(self) -> None:
+        """Frees it; no launch may be running. A second call does nothing."""
+        if self._is_open and _is_safe(self._process):
+            cudart = runtime()
+            self._is_open = False
+            check(cudart.cudaGraphExecDestroy(self.native))
+
+    def __del__(self) -> None:
+        _close_quietly(self)
 
 
 class DeviceMemory:
@@ -220,7 +310,7 @@ def _is_safe(process: int) -> bool:
     return process == os.getpid() and not sys.is_finalizing()
 
 
-def _close_quietly(owner: Stream | DeviceMemory | PinnedMemory) -> None:
+def _close_quietly(owner: Stream | Graph | DeviceMemory | PinnedMemory) -> None:
     try:
         owner.close()
     except (CudaError, AttributeError, TypeError):

@@ -99,13 +99,14 @@ class Engine:
         )
 
 
-def deserialise(trt: Any, data: bytes, name: str) -> Engine:
-    """Loads a serialized engine onto the current device; host code in it is not run.
+def deserialise(trt: Any, data: bytes, name: str, *, host_code: bool = False) -> Engine:
+    """Loads a serialized engine onto the current device.
 
     Args:
         trt: The module.
         data: The serialized engine.
         name: The model as errors name it.
+        host_code: Whether code for the CPU in it may run; it is refused otherwise.
 
     Raises:
         UnsupportedModel: It was built by another version or for another GPU.
@@ -114,7 +115,7 @@ def deserialise(trt: Any, data: bytes, name: str) -> Engine:
     """
     start = mark()
     runtime: rtx.Runtime = trt.Runtime(listener(trt))
-    runtime.engine_host_code_allowed = False
+    runtime.engine_host_code_allowed = host_code
     native: rtx.ICudaEngine | None = runtime.deserialize_cuda_engine(data)
     if native is None:
         raise _refusal(trt, name, since(start))

@@ -2,11 +2,13 @@
 
 A dim that changes from call to call needs a range: the smallest size, the one to tune
 for, the largest. Dim 0 of an input, if it is dynamic, counts rows and takes its range
-from ``batch``; every other dynamic dim must be named in ``dims``.
+from ``batch``, or several ranges from ``buckets``; every other dynamic dim must be named
+in ``dims``.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -48,7 +50,7 @@ class Profile:
 def make_profiles(
     inputs: Sequence[TensorSpec], options: EngineOptions, holding_shapes: Sequence[str] = ()
 ) -> tuple[Profile, ...]:
-    """One profile for each range of rows; none where every shape is fixed.
+    """One profile for each range of rows or bucket; none where every shape is fixed.
 
     Args:
         inputs: Inputs of the network, ``None`` and names for dynamic dims.
@@ -58,7 +60,7 @@ def make_profiles(
     Raises:
         OptionError: A range is malformed, names nothing, or is missing.
     """
-    batches = [_numbers(piece, "batch") for piece in _batch_pieces(options.batch or DEFAULT_BATCH)]
+    batches = _batches(options)
     stated = _stated(inputs, options.dims)
     values = _values(options.values, holding_shapes)
     dynamic = [spec for spec in inputs if any(not isinstance(dim, int) for dim in spec.shape or ())]
@@ -71,11 +73,13 @@ def make_profiles(
     uses_batch = bool(rows) or any(
         spec.shape and spec.shape[0] is None and spec.name not in stated for spec in dynamic
     )
-    if options.batch is not None and not uses_batch:
+    given = "buckets" if options.buckets is not None else "batch"
+    if not uses_batch and (options.batch is not None or options.buckets is not None):
         raise OptionError(
-            "option 'batch' has no effect: no input has a dynamic dim 0 left to it.",
+            f"option '{given}' has no effect: no input has a dynamic dim 0 left to it.",
             fix="Leave it out.",
-            option="batch",
+            rule="batches-of-fixed-rows",
+            option=given,
         )
     if not dynamic and not values:
         return ()
@@ -109,12 +113,39 @@ def _range_of(
                 f"input '{spec.name}' {spec.shape_text} changes in dim {axis}, for which no range "
                 "is given.",
                 fix=f"Add one to the option dims, such as dims='{example}'.",
+                rule="range-missing",
                 option="dims",
                 input=spec.name,
                 axis=axis,
             )
     low_shape, best_shape, high_shape = (tuple(column[at] for column in columns) for at in range(3))
     return low_shape, best_shape, high_shape
+
+
+def _batches(options: EngineOptions) -> list[tuple[int, int, int]]:
+    """Ranges of rows: smallest, tuned for, largest."""
+    if options.buckets is None:
+        pieces = _batch_pieces(options.batch or DEFAULT_BATCH)
+        return [_numbers(piece, "batch") for piece in pieces]
+    texts = [text.strip() for text in options.buckets]
+    if not texts or not all(text.isdecimal() and 0 < int(text) < 2**31 for text in texts):
+        raise OptionError(
+            f"option 'buckets' holds '{','.join(texts)}'; wanted sizes of batches of at least 1.",
+            fix="Write for example buckets=1,16,128.",
+            rule="malformed-range",
+            option="buckets",
+        )
+    sizes = [int(text) for text in texts]
+    if any(size <= before for before, size in itertools.pairwise(sizes)):
+        raise OptionError(
+            f"option 'buckets' holds '{','.join(texts)}'; wanted each size once, the smallest "
+            "first.",
+            fix=f"Write buckets={','.join(str(size) for size in sorted(set(sizes)))}.",
+            rule="descending-range",
+            option="buckets",
+        )
+    below = [1, *(size + 1 for size in sizes[:-1])]
+    return [(low, size, size) for low, size in zip(below, sizes, strict=True)]
 
 
 def _batch_pieces(pieces: tuple[str, ...]) -> list[str]:
@@ -124,6 +155,7 @@ def _batch_pieces(pieces: tuple[str, ...]) -> list[str]:
                 f"option 'batch' has {len(pieces)} numbers, '{','.join(pieces)}'; wanted "
                 "min,opt,max.",
                 fix="Write for example batch=1,16,128, or several ranges as batch=1:1:1,2:64:512.",
+                rule="malformed-range",
                 option="batch",
             )
         return [":".join(pieces)]
@@ -138,6 +170,7 @@ def _numbers(text: str, option: str) -> tuple[int, int, int]:
         raise OptionError(
             f"option '{option}' holds '{text}'; wanted min:opt:max or one number.",
             fix="Write for example 1:16:128.",
+            rule="malformed-range",
             option=option,
             value=text,
         )
@@ -146,6 +179,7 @@ def _numbers(text: str, option: str) -> tuple[int, int, int]:
         raise OptionError(
             f"option '{option}' holds '{text}'; wanted 1 <= min <= opt <= max.",
             fix="Put the smallest size first, then the one to tune for, then the largest.",
+            rule="descending-range",
             option=option,
             value=text,
         )
@@ -168,6 +202,7 @@ def _stated(inputs: Sequence[TensorSpec], entries: tuple[str, ...]) -> dict[str,
             raise OptionError(
                 f"option 'dims' names '{name}', which is neither an input nor a named dim.",
                 fix=nearest(name, named | set(specs)),
+                rule="unknown-dim",
                 option="dims",
                 valid=sorted(named | set(specs)),
             )
@@ -187,6 +222,7 @@ def _shapes(spec: TensorSpec, text: str) -> Range:
                 f"option 'dims' gives input '{spec.name}' the shape {shape}; the model has "
                 f"{spec.shape_text}.",
                 fix="Repeat the fixed dims as they are, and give the others a size of at least 1.",
+                rule="shape-mismatch",
                 option="dims",
                 input=spec.name,
             )
@@ -202,6 +238,7 @@ def _values(entries: tuple[str, ...], wanted: Sequence[str]) -> dict[str, Range]
             raise OptionError(
                 f"option 'values' names '{name}', which is no input that holds a shape.",
                 fix=nearest(name, wanted) if wanted else "Leave it out.",
+                rule="unknown-values",
                 option="values",
             )
         found[name] = _triple(text, "values")
@@ -211,6 +248,7 @@ def _values(entries: tuple[str, ...], wanted: Sequence[str]) -> dict[str, Range]
             raise OptionError(
                 f"the values of input '{name}' decide a shape, and no range is given for them.",
                 fix=f"Add one, such as values='{name}=1:8:64'.",
+                rule="range-missing",
                 option="values",
                 input=name,
             )
@@ -224,6 +262,7 @@ def _entry(entry: str, option: str) -> tuple[str, str]:
         raise OptionError(
             f"option '{option}' holds '{entry}'; wanted NAME=RANGE.",
             fix="Write for example T=1:50:200 or x=1x16:8x16:64x16.",
+            rule="malformed-range",
             option=option,
             value=entry,
         )
@@ -239,6 +278,7 @@ def _triple(text: str, option: str) -> Range:
         raise OptionError(
             f"option '{option}' holds '{text}'; wanted three shapes, or one.",
             fix="Write for example 1x16:8x16:64x16.",
+            rule="malformed-range",
             option=option,
             value=text,
         )
@@ -255,6 +295,7 @@ def _ascending(shapes: Range, text: str, option: str) -> None:
         raise OptionError(
             f"option '{option}' holds '{text}'; wanted min <= opt <= max in every place.",
             fix="Put the smallest shape first, then the one to tune for, then the largest.",
+            rule="descending-range",
             option=option,
             value=text,
         )

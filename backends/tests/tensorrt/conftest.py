@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,6 +34,11 @@ class cudaError_t(enum.IntEnum):
 class cudaMemcpyKind(enum.IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
+    cudaMemcpyDeviceToDevice = 3
+
+
+class cudaStreamCaptureMode(enum.IntEnum):
+    cudaStreamCaptureModeThreadLocal = 1
 
 
 class cudaDeviceProp:
@@ -43,6 +49,7 @@ class cudaDeviceProp:
 
 OK = cudaError_t.cudaSuccess
 BAD = cudaError_t.cudaErrorInvalidValue
+_numbers = itertools.count(2000)
 
 
 class FakeCuda:
@@ -50,14 +57,22 @@ class FakeCuda:
 
     cudaError_t = cudaError_t
     cudaMemcpyKind = cudaMemcpyKind
+    cudaStreamCaptureMode = cudaStreamCaptureMode
     cudaHostAllocPortable = 1
     cudaStreamNonBlocking = 1
+    cudaEventDisableTiming = 2
+    cudaStreamLegacy = 1
 
     def __init__(self, devices: int = 1) -> None:
         self.devices = devices
         self.blocks: dict[int, tuple[str, Any, int]] = {}
         self.streams: dict[int, list[tuple[set[int], Callable[[], None]]]] = {}
         self.copies = 0
+        self.launches = 0
+        self.followed: list[int] = []  # streams that waited for the default stream
+        self.events: set[int] = set()
+        self.graphs: dict[int, list[tuple[set[int], Callable[[], None]]]] = {}
+        self.capturing: dict[int, list[tuple[set[int], Callable[[], None]]]] = {}
         self.limit_bytes = 1 << 30
         self.lands_on: int | None = None
         self.current = threading.local()
@@ -80,6 +95,9 @@ class FakeCuda:
 
     def cudaGetDeviceProperties(self, index: int) -> tuple[Any, ...]:
         return OK, cudaDeviceProp()
+
+    def cudaDriverGetVersion(self) -> tuple[Any, ...]:
+        return OK, 13000
 
     def cudaMalloc(self, size: int) -> tuple[Any, ...]:
         return self._allocate("device", size)
@@ -104,6 +122,8 @@ class FakeCuda:
         return (OK if self.streams.pop(stream, None) is not None else BAD,)
 
     def cudaStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
+        if stream in self.capturing:
+            return (BAD,)
         self.drain(stream)
         return (OK,)
 
@@ -111,13 +131,63 @@ class FakeCuda:
         self, to: int, source: int, size: int, kind: cudaMemcpyKind, stream: int
     ) -> tuple[Any, ...]:
         self.copies += 1
-        kinds = ("device", "host") if kind == 1 else ("host", "device")
+        kinds = (("device", "host"), ("host", "device"), ("device", "device"))[kind - 1]
         for word, address in zip(kinds, (to, source), strict=True):
             if not self.holds(word, address, size):
                 return (BAD,)
         work = lambda: ctypes.memmove(to, source, size) and None  # noqa: E731
         self.streams[stream].append(({to, source}, work))
         return (OK,)
+
+    def cudaMemcpy(self, to: int, source: int, size: int, kind: cudaMemcpyKind) -> tuple[Any, ...]:
+        if kind != 2 or not self.holds("device", source, size):
+            return (BAD,)
+        ctypes.memmove(to, source, size)
+        return (OK,)
+
+    def cudaEventCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
+        self.events.add(500 + len(self.events))
+        return OK, max(self.events)
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[Any, ...]:
+        return (OK if event in self.events and stream == self.cudaStreamLegacy else BAD,)
+
+    def cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> tuple[Any, ...]:
+        self.followed.append(stream)
+        return (OK if event in self.events else BAD,)
+
+    def cudaEventDestroy(self, event: int) -> tuple[Any, ...]:
+        self.events.remove(event)
+        return (OK,)
+
+    def cudaStreamBeginCapture(self, stream: int, mode: int) -> tuple[Any, ...]:
+        self.capturing[stream], self.streams[stream] = self.streams[stream], []
+        return (OK,)
+
+    def cudaStreamEndCapture(self, stream: int) -> tuple[Any, ...]:
+        recorded, self.streams[stream] = self.streams[stream], self.capturing.pop(stream)
+        return self._graph(recorded)
+
+    def cudaGraphInstantiate(self, graph: int, flags: int) -> tuple[Any, ...]:
+        return self._graph(self.graphs[graph])
+
+    def cudaGraphDestroy(self, graph: int) -> tuple[Any, ...]:
+        return (OK if self.graphs.pop(graph, None) is not None else BAD,)
+
+    cudaGraphExecDestroy = cudaGraphDestroy
+
+    def cudaGraphLaunch(self, graph: int, stream: int) -> tuple[Any, ...]:
+        self.launches += 1
+        self.streams[stream] += self.graphs[graph]
+        return (OK,)
+
+    def _graph(self, work: list[tuple[set[int], Callable[[], None]]]) -> tuple[Any, ...]:
+        self.graphs[next(_numbers)] = work
+        return OK, max(self.graphs)
+
+    def adopt(self, array: np.ndarray[Any, Any]) -> None:
+        """Takes the memory of an array for memory of the GPU that others have allocated."""
+        self.blocks[array.ctypes.data] = "device", array, array.nbytes
 
     def drain(self, stream: int) -> None:
         queue, self.streams[stream] = self.streams[stream], []
@@ -167,6 +237,10 @@ class FakeEngine:
     """``ICudaEngine``: ``y = 2 x + ids``, ``rows`` counts, ``positive`` is data-dependent.
 
     ``size`` is an input on the host whose value is the length of ``steps``.
+
+    Args:
+        gpu: Where it runs.
+        left_out: Outputs that it does not have.
     """
 
     ports = (
@@ -179,14 +253,19 @@ class FakeEngine:
         ("steps", "FLOAT", (-1,), False),
     )
 
-    def __init__(self, gpu: FakeCuda) -> None:
+    def __init__(self, gpu: FakeCuda, left_out: tuple[str, ...] = ()) -> None:
         self.gpu = gpu
+        self.ports = tuple(port for port in type(self).ports if port[0] not in left_out)
         self.ranges = [(1, 8), (2, 64)]
         self.contexts: list[FakeContext] = []
+        self.weights = ["w"]  # those that can be replaced
+        self.refits = 0
         self.fails: list[str] = []
         self.listener: Any = None
 
-    num_io_tensors = len(ports)
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self.ports)
 
     @property
     def num_optimization_profiles(self) -> int:
@@ -215,9 +294,13 @@ class FakeEngine:
         low, high = self.ranges[profile]
         return [(low, *rest), (low, *rest), (high, *rest)]
 
-    def create_execution_context(self) -> FakeContext:
+    def create_execution_context(self, config: Any) -> FakeContext:
         self.contexts.append(FakeContext(self))
+        self.contexts[-1].made_of = config
         return self.contexts[-1]
+
+    def create_runtime_config(self) -> FakeRuntimeConfig:
+        return FakeRuntimeConfig()
 
 
 class FakeContext:
@@ -230,6 +313,7 @@ class FakeContext:
         self._shapes: dict[str, tuple[int, ...]] = {"size": ()}
         self._allocators: dict[str, Any] = {}
         self.laid_out = 0
+        self.made_of: Any = None
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         self._profile = profile
@@ -261,23 +345,31 @@ class FakeContext:
         if engine.fails:
             engine.listener.log(1, engine.fails.pop())
             return False
-        engine.gpu.drain(stream)  # what the data decides is computed before this returns
-        x = self._read("x", np.float32)
-        found = x[x > 0]
-        allocator = self._allocators["positive"]
-        address = allocator.reallocate_output_async("positive", 0, found.nbytes, 256, stream)
-        if not address:
-            engine.listener.log(1, "out of memory")
+        has_positive = "positive" in self._allocators
+        if has_positive and stream in engine.gpu.capturing:
+            engine.listener.log(1, "not while recording")
             return False
-        self._addresses["positive"] = address
-        allocator.notify_shape("positive", found.shape)
+        if has_positive:
+            engine.gpu.drain(stream)  # what the data decides is computed before this returns
+            x = self._read("x", np.float32)
+            found = x[x > 0]
+            allocator = self._allocators["positive"]
+            address = allocator.reallocate_output_async("positive", 0, found.nbytes, 256, stream)
+            if not address:
+                engine.listener.log(1, "out of memory")
+                return False
+            self._addresses["positive"] = address
+            allocator.notify_shape("positive", found.shape)
 
         def work() -> None:
+            x = self._read("x", np.float32)
             ids = self._read("ids", np.int64)
             self._write("y", (2 * x + ids[:, None]).astype(np.float32))
             self._write("rows", np.array(len(x), np.int64))
-            self._write("positive", found)
-            self._write("steps", np.arange(self._read("size", np.int64), dtype=np.float32))
+            if has_positive:
+                self._write("positive", found)
+            if "steps" in self._addresses:
+                self._write("steps", np.arange(self._read("size", np.int64), dtype=np.float32))
 
         engine.gpu.streams[stream].append((set(self._addresses.values()), work))
         return True
@@ -293,6 +385,83 @@ class FakeContext:
         address = self._addresses[name]
         assert self._engine.gpu.holds("device", address, values.nbytes)
         ctypes.memmove(address, values.tobytes(), values.nbytes)
+
+
+class FakeRuntimeConfig:
+    """``IRuntimeConfig``."""
+
+    dynamic_shapes_kernel_specialization_strategy: Any = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self._strategy = strategy
+
+    def create_runtime_cache(self) -> FakeRuntimeCache:
+        return FakeRuntimeCache()
+
+    def set_runtime_cache(self, cache: FakeRuntimeCache) -> bool:
+        self._cache = cache
+        return True
+
+
+class FakeRuntimeCache:
+    """``IRuntimeCache``: each process adds one kernel to those that it has read."""
+
+    def __init__(self) -> None:
+        self._kernels = 0
+
+    def serialize(self) -> bytes:
+        return b"kernels" + b"k" * (self._kernels + 1)
+
+    def deserialize(self, data: bytes) -> bool:
+        if not data.startswith(b"kernels"):
+            return False
+        self._kernels = len(data) - len(b"kernels")
+        return True
+
+
+class Allocation(enum.Enum):
+    """``ExecutionContextAllocationStrategy``."""
+
+    STATIC = "STATIC"
+    ON_PROFILE_CHANGE = "ON_PROFILE_CHANGE"
+
+
+class Specialization(enum.Enum):
+    """``DynamicShapesKernelSpecializationStrategy``."""
+
+    LAZY = "LAZY"
+    EAGER = "EAGER"
+    NONE = "NONE"
+
+
+class FakeRefitter:
+    """``Refitter``."""
+
+    def __init__(self, engine: FakeEngine, logger: Any) -> None:
+        self._engine = engine
+
+    def get_all_weights(self) -> list[str]:
+        return self._engine.weights
+
+    def get_missing_weights(self) -> list[str]:
+        return []
+
+    def refit_cuda_engine(self) -> bool:
+        self._engine.refits += 1
+        return True
+
+
+class FakeParserRefitter:
+    """``OnnxParserRefitter``."""
+
+    def __init__(self, refitter: FakeRefitter, logger: Any) -> None:
+        self._refitter = refitter
+
+    def refit_from_file(self, model: str) -> bool:
+        return Path(model).is_file()
+
+    def refit_from_bytes(self, model: bytes) -> bool:
+        return bool(model)
 
 
 class FakeRuntime:
@@ -331,6 +500,10 @@ def fake_tensorrt(gpu: FakeCuda) -> Any:
     trt.TensorLocation = trt.TensorIOMode = Word
     trt.ILogger = Listener
     trt.IOutputAllocator = Allocator
+    trt.ExecutionContextAllocationStrategy = Allocation
+    trt.DynamicShapesKernelSpecializationStrategy = Specialization
+    trt.Refitter = FakeRefitter
+    trt.OnnxParserRefitter = FakeParserRefitter
     trt.Runtime = lambda listener: FakeRuntime(trt, listener)
     trt.engine = FakeEngine(gpu)
     trt.refusal = ""
@@ -338,8 +511,9 @@ def fake_tensorrt(gpu: FakeCuda) -> Any:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeCuda]:
     """A machine with one GPU; everything on it must be given back."""
+    monkeypatch.setenv("BRIDGE_CACHE_DIR", str(tmp_path / "kept"))
     pytest.importorskip("cuda.bindings.runtime")
     made = FakeCuda()
     monkeypatch.setattr("cuda.bindings.runtime", made)
@@ -369,6 +543,12 @@ def fakes() -> dict[str, Any]:
     return {
         "ICudaEngine": FakeEngine,
         "IExecutionContext": FakeContext,
+        "IRuntimeConfig": FakeRuntimeConfig,
+        "IRuntimeCache": FakeRuntimeCache,
+        "Refitter": FakeRefitter,
+        "OnnxParserRefitter": FakeParserRefitter,
+        "ExecutionContextAllocationStrategy": Allocation,
+        "DynamicShapesKernelSpecializationStrategy": Specialization,
         "Runtime": FakeRuntime,
         "cuda": FakeCuda,
     }

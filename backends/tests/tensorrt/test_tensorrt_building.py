@@ -229,7 +229,7 @@ def test_a_broken_model_is_told_from_an_unsupported_one(tmp_path: Path) -> None:
         ({"batch": "9,8,7"}, "min <= opt <= max"),
         ({"dims": "T=1:2:3"}, "neither an input nor a named dim"),
         ({"targets": "SM68"}, "targets"),
-        ({"targets": "CURRENT,SM89"}, "target 1 of 2"),
+        ({"targets": "CURRENT,SM89"}, "CURRENT alone"),
         ({"hardware": "ampere_plus"}, "for module tensorrt"),
         ({"module": "tensort"}, "tensorrt"),
         ({"bacth": "1"}, "Did you mean 'batch'"),

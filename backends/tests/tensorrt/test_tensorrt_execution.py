@@ -13,6 +13,7 @@ import pytest
 
 import bridge
 from bridge import errors
+from bridge.cache import default_cache
 
 UNSUPPORTED = errors.UnsupportedModel
 
@@ -51,7 +52,7 @@ def test_the_fakes_have_the_real_names(fakes: dict[str, Any]) -> None:
     real = pytest.importorskip("tensorrt_rtx")
     for name, fake in fakes.items():
         target = real_cuda if name == "cuda" else getattr(real, name)
-        extra = {"ports", "holds", "drain"}
+        extra = {"ports", "holds", "drain", "adopt"}
         for word in vars(fake):
             assert word.startswith("_") or word in extra or hasattr(target, word), (name, word)
 
@@ -270,16 +271,16 @@ def test_an_onnx_model_is_built_into_the_cache_once(
     opset = [onnx.helper.make_opsetid("", 17)]
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), path)
     built: list[bytes] = []
-    monkeypatch.setattr(
-        "bridge_tensorrt.engine.deserialise", lambda *args: _engine(built, trt, *args)
-    )
+    for home in ("engine", "plans"):
+        name = f"bridge_tensorrt.{home}.deserialise"
+        monkeypatch.setattr(name, lambda *args, host_code: _engine(built, trt, *args))
     with bridge.load(path, backend="tensorrt", options={"batch": "1:2:8"}) as loaded:
         assert loaded.info.precision == "float32"
         assert loaded.info.options == {"batch": "1:2:8"}
         assert loaded.signature.input("x").shape == ("rows", 4)  # the name from the ONNX model
-    folder = next((tmp_path / "cache" / "entries").iterdir()) / "files"
+    folder = next(entry.path for entry in default_cache().ls() if entry.kind == "engine")
     assert (folder / "model.engine").read_bytes() == built[0]
-    monkeypatch.setattr("bridge_tensorrt.building.build", None)
+    monkeypatch.setattr("bridge_tensorrt.plans.build", None)
     with bridge.load(path, backend="tensorrt", options={"batch": "1:2:8"}):
         assert built[1] == built[0]  # from the cache: nothing can be built any more
     # What the bridge has built itself needs no trust; a changed byte ends that.

@@ -168,9 +168,9 @@ def test_a_damaged_engine_is_an_error(ranker: Path, tmp_path: Path) -> None:
 
 
 def test_the_yardstick_agrees(ranker: Path, predictor: bridge.Predictor) -> None:
-    call = native.load(open_model(ranker))
+    call, named = native.load(open_model(ranker))
     given = inputs_of(16)
-    np.testing.assert_allclose(call(given)["y"], predictor.predict(given)["y"], atol=2e-5)
+    np.testing.assert_allclose(named(call(given))["y"], predictor.predict(given)["y"], atol=2e-5)
 
 
 def test_basic_pitch_agrees_with_onnxruntime(
@@ -184,3 +184,105 @@ def test_basic_pitch_agrees_with_onnxruntime(
         right = theirs.predict(given)
         for name, got in ours.predict(given).items():
             np.testing.assert_allclose(got, right[name], atol=1e-3)
+
+
+def test_ids_above_32_bits_keep_their_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRIDGE_CACHE_DIR", str(tmp_path / "cache"))
+    path = save(
+        tmp_path,
+        [node("Add", ["ids", "one"], ["next"])],
+        [info("ids", 7, ["N"])],
+        [info("next", 7, ["N"])],
+        one=np.ones(1, np.int64),
+    )
+    ids = np.array([0, 2**31 - 1, 2**31, 2**32 + 5, 2**53 + 1, 2**62, -(2**40)], np.int64)
+    with bridge.load(path, backend="tensorrt") as loaded:
+        np.testing.assert_array_equal(loaded.predict({"ids": ids})["next"], ids + 1)
+        bound = loaded.bind({"ids": ids.shape})
+        bound.inputs["ids"][...] = ids
+        bound.predict()
+        np.testing.assert_array_equal(bound.outputs["next"], ids + 1)
+
+
+def test_buckets_serve_every_batch(ranker: Path) -> None:
+    with bridge.load(ranker, backend="tensorrt", options={"buckets": "1,16,64"}) as loaded:
+        assert loaded.info.details["profiles"] == 3
+        for seed, rows in enumerate((1, 2, 16, 17, 64)):
+            given = inputs_of(rows, seed)
+            np.testing.assert_allclose(loaded.predict(given)["y"], wanted(given), atol=2e-5)
+
+
+@pytest.mark.parametrize("io", ["host", "device"])
+def test_cuda_graphs(ranker: Path, io: str) -> None:
+    options = {**BATCH, "cuda_graph": True, "io": io}
+    with bridge.load(ranker, backend="tensorrt", options=options) as loaded:
+        bound = loaded.bind({"ids": (5,), "x": (5, 3)})
+        if io == "device":
+            torch = pytest.importorskip("torch")
+            views = {name: torch.from_dlpack(array) for name, array in bound.inputs.items()}
+        for seed in range(4):
+            given = inputs_of(5, seed)
+            for name, array in given.items():
+                if io == "device":
+                    views[name].copy_(torch.from_numpy(array))
+                else:
+                    bound.inputs[name][...] = array
+            bound.predict()
+            np.testing.assert_allclose(np.asarray(bound.outputs["y"]), wanted(given), atol=2e-5)
+
+
+def test_tensors_of_torch_stay_on_the_gpu(ranker: Path) -> None:
+    torch = pytest.importorskip("torch")
+    options = {**BATCH, "io": "device"}
+    with bridge.load(ranker, backend="tensorrt", options=options) as loaded:
+        for seed, rows in enumerate((4, 33)):
+            given = inputs_of(rows, seed)
+            there = {name: torch.from_numpy(array).cuda() for name, array in given.items()}
+            scores = torch.from_dlpack(loaded.predict(there)["y"])
+            assert scores.is_cuda
+            np.testing.assert_allclose(scores.cpu().numpy(), wanted(given), atol=2e-5)
+    with bridge.load(ranker, backend="tensorrt", options=BATCH) as loaded:
+        got = loaded.predict(there)["y"]
+        assert type(got) is np.ndarray
+        np.testing.assert_allclose(got, wanted(given), atol=2e-5)
+
+
+def test_arrays_of_cupy_stay_on_the_gpu(ranker: Path) -> None:
+    cupy = pytest.importorskip("cupy")
+    options = {**BATCH, "io": "device"}
+    with bridge.load(ranker, backend="tensorrt", options=options) as loaded:
+        given = inputs_of(7)
+        there = {name: cupy.asarray(array) for name, array in given.items()}
+        scores = cupy.from_dlpack(loaded.predict(there)["y"])
+        np.testing.assert_allclose(cupy.asnumpy(scores), wanted(given), atol=2e-5)
+
+
+def test_new_weights_without_a_build(ranker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bridge_tensorrt import plans
+
+    options = {**BATCH, "refittable": True}
+    given = inputs_of(8)
+    with bridge.load(ranker, backend="tensorrt", options=options) as loaded:
+        np.testing.assert_allclose(loaded.predict(given)["y"], wanted(given), atol=2e-5)
+    model = onnx.load(ranker)
+    for tensor in model.graph.initializer:
+        if tensor.name == "w":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(WEIGHT * 2, "w"))
+    onnx.save(model, ranker)
+    monkeypatch.setattr(plans, "build", None)
+    with bridge.load(ranker, backend="tensorrt", options=options) as loaded:
+        assert loaded.info.details["refitted"] is True
+        right = TABLE[given["ids"]] @ (WEIGHT * 2) + given["x"]
+        np.testing.assert_allclose(loaded.predict(given)["y"], right, atol=5e-5)
+
+
+def test_kernels_are_kept(ranker: Path) -> None:
+    from bridge.cache import default_cache
+
+    with bridge.load(ranker, backend="tensorrt", options=BATCH) as loaded:
+        loaded.predict(inputs_of(4))
+        provider = loaded.info.provider
+    kinds = {entry.kind for entry in default_cache().ls()}
+    assert ("runtime-cache" if provider == "TensorRT-RTX" else "timing-cache") in kinds

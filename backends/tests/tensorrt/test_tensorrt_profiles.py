@@ -119,3 +119,36 @@ def test_rows_that_nothing_has_are_refused() -> None:
 def test_values_must_be_given() -> None:
     with pytest.raises(OptionError, match=r"values='k=1:8:64'"):
         made((spec("k"),), ("k",))
+
+
+def test_buckets_are_profiles_tuned_for_their_size() -> None:
+    profiles = made((spec("x", "N", 4), spec("user", 1, 8)), buckets="1,16,128")
+    assert profiles == [
+        {"x": ((1, 4), (1, 4), (1, 4))},
+        {"x": ((2, 4), (16, 4), (16, 4))},
+        {"x": ((17, 4), (128, 4), (128, 4))},
+    ]
+    assert made((spec("x", "N"),), buckets="8") == [{"x": ((1,), (8,), (8,))}]
+
+
+@pytest.mark.parametrize(
+    ("buckets", "rule", "text"),
+    [
+        ("16,1", "descending-range", "Write buckets=1,16"),
+        ("1,1,2", "descending-range", "Write buckets=1,2"),
+        ("0,4", "malformed-range", "of at least 1"),
+        ("1:2:3", "malformed-range", "buckets=1,16,128"),
+        ("many", "malformed-range", "'many'"),
+        ((), "malformed-range", "''"),
+    ],
+)
+def test_buckets_that_are_none(buckets: Any, rule: str, text: str) -> None:
+    with pytest.raises(OptionError, match=text) as caught:
+        made((spec("x", "N"),), buckets=buckets)
+    assert caught.value.detail["rule"] == rule
+
+
+def test_buckets_of_fixed_rows_are_refused() -> None:
+    with pytest.raises(OptionError, match="'buckets' has no effect") as caught:
+        made((spec("x", 1, 4),), buckets="1,2")
+    assert caught.value.detail["rule"] == "batches-of-fixed-rows"
