@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from bridge.device import driver_devices
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if any(device.kind == "cuda" for device, _ in driver_devices()):
+    # Containers often have the device without the driver's folder in /proc.
+    is_there = Path("/dev/nvidia0").exists()
+    if is_there or any(device.kind == "cuda" for device, _ in driver_devices()):
         return
     for item in items:
         if item.get_closest_marker("gpu") is not None:
