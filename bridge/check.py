@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bridge.dlpack import DeviceArray, device_array, shared_view
 from bridge.dtypes import DType
 from bridge.errors import (
     DTypeMismatch,
@@ -33,6 +34,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 # What an input of unknown dtype may be without a second look.
 _NUMBERS = frozenset(np.dtype(kind) for kind in "?bhilqBHILQefdFD")
+_HOST = (1, 3, 11)  # kDLCPU, kDLCUDAHost, kDLROCMHost (dlpack.h)
 
 
 class Layout(enum.Enum):
@@ -49,7 +51,11 @@ class Layout(enum.Enum):
 
 
 def compile_check(
-    signature: Signature, layout: Layout, *, zero_rows: bool
+    signature: Signature,
+    layout: Layout,
+    *,
+    zero_rows: bool,
+    device: tuple[int, int] | None = None,
 ) -> Callable[[Mapping[str, Any]], Mapping[str, npt.NDArray[Any]]]:
     """A function that turns a call's inputs into arrays that the runtime takes.
 
@@ -57,6 +63,7 @@ def compile_check(
         signature: What the inputs must fit.
         layout: What the runtime takes.
         zero_rows: Whether dims of size 0 are allowed.
+        device: DLPack's name of a device whose memory the predictor takes as it is.
 
     Returns:
         A function of the caller's mapping. It returns that mapping itself where nothing
@@ -65,7 +72,7 @@ def compile_check(
     space: dict[str, Any] = {"ndarray": np.ndarray}
 
     def explicit(inputs: Mapping[str, Any]) -> Arrays:
-        return check_inputs(signature, inputs, layout, zero_rows=zero_rows)
+        return check_inputs(signature, inputs, layout, zero_rows=zero_rows, device=device)
 
     space["explicit"] = explicit
     wanted = signature.required
@@ -128,11 +135,13 @@ def check_inputs(
     layout: Layout = Layout.CONTIGUOUS,
     *,
     zero_rows: bool = True,
+    device: tuple[int, int] | None = None,
 ) -> Arrays:
     """Arrays that fit the signature, in its order; converted only where nothing is lost.
 
     Objects with ``__dlpack__`` (host memory) or ``__array__`` become numpy arrays;
-    arrays that the layout excludes are copied. No dtype is ever cast.
+    arrays that the layout excludes are copied. What lies in the memory of ``device`` (as
+    DLPack names it) becomes a ``DeviceArray``. No dtype is ever cast.
 
     Raises:
         InputError: ``inputs`` is no mapping, an object cannot become an array, or an
@@ -146,12 +155,12 @@ def check_inputs(
             fix=f"Pass {{{', '.join(repr(name) + ': ...' for name in signature.input_names)}}}.",
         )
     _check_names(signature, inputs)
-    arrays: Arrays = {}
+    arrays: dict[str, Any] = {}
     sizes: dict[str, tuple[int, str]] = {}
     for spec in signature.inputs:
         if spec.name not in inputs:
             continue
-        array = as_array(spec, inputs[spec.name])
+        array = as_array(spec, inputs[spec.name], device)
         _check_dtype(spec, array)
         _check_shape(spec, array, sizes)
         if not zero_rows and array.size == 0:
@@ -163,15 +172,17 @@ def check_inputs(
                 wanted=spec.shape_text,
                 got=array.shape,
             )
-        arrays[spec.name] = _laid_out(array, layout)
+        arrays[spec.name] = array if type(array) is DeviceArray else _laid_out(array, layout)
     return arrays
 
 
-def as_array(spec: TensorSpec, value: Any) -> npt.NDArray[Any]:
+def as_array(spec: TensorSpec, value: Any, device: tuple[int, int] | None = None) -> Any:
     """A numpy array for what the caller gave, sharing memory where that is possible.
 
+    A ``DeviceArray`` for what lies in the memory of ``device``.
+
     Raises:
-        InputError: The object is no array, its memory is on a device, or an element of
+        InputError: The object is no array, its memory is on another device, or an element of
             it is masked.
     """
     if isinstance(value, np.ndarray):
@@ -200,22 +211,26 @@ def as_array(spec: TensorSpec, value: Any) -> npt.NDArray[Any]:
             )
         array = np.asarray(value)
     else:
-        array = _imported(spec, value)
+        array = _imported(spec, value, device)
     if spec.dtype is DType.STRING and array.dtype.kind in "UT":
         array = array.astype(object)
     return array
 
 
-def _imported(spec: TensorSpec, value: Any) -> npt.NDArray[Any]:
-    if hasattr(value, "__dlpack__"):
+def _imported(spec: TensorSpec, value: Any, taken: tuple[int, int] | None) -> Any:
+    if hasattr(value, "__dlpack__") and not _is_opaque(value):
         try:
-            device = value.__dlpack_device__() if hasattr(value, "__dlpack_device__") else (1, 0)
+            kind, index = getattr(value, "__dlpack_device__", lambda: (1, 0))()
         except Exception as error:
             raise _unreadable(spec, value, error) from error
-        if int(device[0]) not in (1, 3, 11):  # kDLCPU, kDLCUDAHost, kDLROCMHost (dlpack.h)
+        place = (int(kind), int(index))
+        if place == taken:
+            return _left_there(spec, value)
+        if place[0] not in _HOST:
+            also = "" if taken is None else f" and that of device {taken}"
             raise InputError(
-                f"input '{spec.name}' lives in device memory (DLPack device {tuple(device)}); "
-                "this predictor takes host memory.",
+                f"input '{spec.name}' lives in device memory (DLPack device {place}); "
+                f"this predictor takes host memory{also}.",
                 fix="Copy it to the host first.",
                 input=spec.name,
             )
@@ -223,7 +238,10 @@ def _imported(spec: TensorSpec, value: Any) -> npt.NDArray[Any]:
             array: npt.NDArray[Any] = np.from_dlpack(value)
             return array
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
-            # numpy's DLPack import has no bfloat16; __array__ may still know a way.
+            reduced = _reduced(value)
+            if reduced is not None:
+                return reduced
+            # __array__ may still know a way.
             if not hasattr(value, "__array__"):
                 raise InputError(
                     f"input '{spec.name}' cannot be read through DLPack: {error}.",
@@ -234,6 +252,35 @@ def _imported(spec: TensorSpec, value: Any) -> npt.NDArray[Any]:
         return np.asarray(value)
     except Exception as error:
         raise _unreadable(spec, value, error) from error
+
+
+def _is_opaque(value: Any) -> bool:
+    """Whether its elements are no numbers, going by its own word for them.
+
+    TensorFlow 2.21 ends the process when a tensor of strings is asked for its memory.
+    """
+    kind = str(getattr(value, "dtype", ""))
+    return "string" in kind or "variant" in kind or "resource" in kind
+
+
+def _left_there(spec: TensorSpec, value: Any) -> DeviceArray:
+    """A description of what stays on its device."""
+    try:
+        return device_array(value)
+    except Exception as error:
+        raise InputError(
+            f"input '{spec.name}' cannot be taken where it lies: {str(error).rstrip('.')}.",
+            fix="Detach it and make it contiguous first.",
+            input=spec.name,
+        ) from error
+
+
+def _reduced(value: Any) -> npt.NDArray[Any] | None:
+    """The array of a type that numpy's own DLPack import lacks, such as bfloat16."""
+    try:
+        return shared_view(value)
+    except (BufferError, ImportError, RuntimeError, TypeError, ValueError):
+        return None  # the caller tells why the first way failed
 
 
 def _unreadable(spec: TensorSpec, value: Any, error: Exception) -> InputError:

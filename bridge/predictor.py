@@ -46,6 +46,9 @@ __all__ = ["Predictor", "PredictorInfo"]
 
 _Result = TypeVar("_Result")
 
+_DLPACK_KINDS = {"cuda": 2}
+"""DLPack's numbers of the kinds of device whose memory a predictor may take as it is."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictorInfo:
@@ -102,11 +105,15 @@ class Predictor(ABC):
 
     Attributes:
         layout: Which arrays ``_predict`` takes as they are; the bridge copies others.
+        device_inputs: Whether ``_predict`` also takes a ``bridge.dlpack.DeviceArray``, which
+            it gets for an input that lies in the memory of ``info.device``. Such inputs are
+            refused otherwise: nothing is copied from a device behind the caller's back.
         signature: Names, dtypes and shapes of inputs and outputs.
         info: What really runs.
     """
 
     layout: ClassVar[Layout] = Layout.CONTIGUOUS
+    device_inputs: ClassVar[bool] = False
 
     def __init__(self, signature: Signature, info: PredictorInfo) -> None:
         self.signature = signature
@@ -150,12 +157,15 @@ class Predictor(ABC):
 
         Args:
             inputs: For each input that the signature requires, a numpy array or an object
-                with ``__dlpack__`` or ``__array__`` in host memory. They are never
+                with ``__dlpack__`` or ``__array__`` in host memory; in the memory of its
+                own device where the predictor's ``device_inputs`` says so. They are never
                 modified. dtypes are never cast.
             outputs: Names of the outputs wanted; ``None`` means all.
 
         Returns:
-            Arrays by output name. They belong to the caller: no later call writes to them.
+            Arrays by output name, which can be written to. They belong to the caller: no later
+            call writes to them. Other libraries take them without a copy, for example by
+            ``torch.from_dlpack(array)``.
 
         Raises:
             InputError: The inputs do not fit; the subclass says how.
@@ -282,8 +292,13 @@ class Predictor(ABC):
 
     def _settle(self, safety: ThreadSafety, executor: ThreadPoolExecutor | None) -> None:
         """Compiles the checks and chooses how calls reach the native code."""
+        device = self.info.device
+        is_taken = self.device_inputs and device.kind in _DLPACK_KINDS
         self._check = compile_check(
-            self.signature, self.layout, zero_rows=self._capabilities.zero_rows
+            self.signature,
+            self.layout,
+            zero_rows=self._capabilities.zero_rows,
+            device=(_DLPACK_KINDS[device.kind], device.index) if is_taken else None,
         )
         self._executor = executor
         self._lock = None if safety is ThreadSafety.SHARED else threading.Lock()
