@@ -28,7 +28,7 @@ class Pace:
         row_s: Time for all blocks.
         slice_s: Time of a side's calls in a block.
         least_calls: Calls in a slice at least.
-        least_blocks: Blocks at least, however long they take.
+        least_blocks: Blocks at least, unless they take three times as long; two in any case.
         halves: Whether each side has two slices in a block, the second in reverse order, so
             that what drifts meanwhile falls on all alike.
         warm_s: Time of calls before the first block, for each side.
@@ -67,7 +67,7 @@ def measure(
         calls = {name: _calibrated(side, pace, variants) for name, side in sides.items()}
         blocks: dict[str, list[float]] = {name: [] for name in sides}
         ends, turn, count = monotonic() + pace.row_s, 0, 0
-        while count < pace.least_blocks or monotonic() < ends:
+        while monotonic() < ends or count < 2 or _may_overrun(pace, count, ends):
             count += 1
             turns = order.sample(list(sides), len(sides))
             turns += turns[::-1] if pace.halves else []
@@ -79,6 +79,11 @@ def measure(
             for name, found in logs.items():
                 blocks[name].append(math.exp(sum(found) / len(found)) / 1e3)
     return blocks
+
+
+def _may_overrun(pace: Pace, count: int, ends: float) -> bool:
+    """Whether there are too few blocks still, and no more than twice the time too much."""
+    return count < pace.least_blocks and monotonic() < ends + 2 * pace.row_s
 
 
 def _calibrated(side: Side, pace: Pace, variants: int) -> int:
