@@ -111,7 +111,7 @@ class Props(bridge.Options):
     mode: str = bridge.option("fast", help="How.", choices=("fast", "exact"))
     share: float = bridge.option(0.5, help="How much.", minimum=0, maximum=1)
     extras: tuple[str, ...] = bridge.option((), help="Who else.")
-    quiet: bool = bridge.option(False, help="Hush.")
+    quiet: bool = bridge.option(False, help="Hush.", when="The audience sleeps.")
 
 
 class Backend(bridge.Backend):

@@ -297,12 +297,21 @@ def test_convert_keeps_what_is_there(bridge: Any, model: Any, tmp_path: Path) ->
 def test_options(bridge: Any) -> None:
     found = bridge("options", "exact")
     assert found.code == 0
-    for text in ("fast | exact", "at least 1", "0 to 1", "empty", "false", "(threads)"):
+    for text in (
+        "fast | exact",
+        "at least 1",
+        "0 to 1",
+        "empty",
+        "false",
+        "(threads)",
+        "The audience sleeps.",
+    ):
         assert text in found.out
     document = bridge("options", "exact", "--json").document("options")
     assert [one["name"] for one in document["options"]] == [
         "threads", "mode", "share", "extras", "quiet",
     ]  # fmt: skip
+    assert [one["when"] for one in document["options"]] == ["", "", "", "", "The audience sleeps."]
     assert bridge("options", "acting-to-mime", "--json").document("options")["kind"] == "adapter"
     missing = bridge("options", "exakt")
     assert missing.code == 4
