@@ -133,8 +133,11 @@ class TorchPredictor(bridge.Predictor):
         pick = operator.itemgetter(*names)
         is_single = len(names) == 1
         readers = self._readers
-        makers = None if readers is None else tuple(readers[name] for name in names)
         make, guard, call = self._from_numpy, self._inference, self._program_call
+        makers = None
+        if readers is not None:
+            found = [readers[name] for name in names]
+            makers = [make if reader is to_tensor else reader for reader in found]
         tensor_type, ordinary, named = self._tensor_type, self._run, self._outputs
         only, known, leaves = self._only_output, self._known_outputs, self._leaves
         is_flat = leaves is not None and None not in leaves

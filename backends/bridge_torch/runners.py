@@ -199,7 +199,12 @@ class _Container:
         if read is not None:
             read(ctypes.byref(text))
         said = (text.value or b"").decode(errors="replace")
-        raise RuntimeError(said or "the compiled code failed, and did not say why")
+        # It names the function of torch that failed; torch, which it is linked to, knows why.
+        ask = getattr(self._library, "torch_exception_get_what_without_backtrace", None)
+        if "API call failed" in said and ask is not None:
+            ask.restype = ctypes.c_char_p
+            said = f"{(ask() or b'').decode(errors='replace').strip()}\n{said}"
+        raise RuntimeError(said.strip() or "the compiled code failed, and did not say why")
 
 
 def _release(library: ctypes.CDLL, handle: ctypes.c_void_p) -> None:
