@@ -1,9 +1,9 @@
-"""Arrays in the memory of a GPU, given and taken through DLPack without a copy.
+"""Results in the memory of a GPU, which other libraries take through DLPack without a copy.
 
 DLPack passes a C struct in a capsule (``dlpack.h``, version 1.1) with the address, the
 shape, and a function that the taker calls when it is done. There are two of them:
-``DLManagedTensor``, which everybody gives and takes, and ``DLManagedTensorVersioned``,
-without which some takers make their view read-only.
+``DLManagedTensor``, which everybody takes, and ``DLManagedTensorVersioned``, without which
+some takers make their view read-only. Inputs come the other way through ``bridge.dlpack``.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bridge.dtypes import DType
-from bridge.errors import InputError
 from bridge_tensorrt.cuda import check, read_back, runtime
 from bridge_tensorrt.profiles import Shape
 
-__all__ = ["DeviceArray", "is_on_device", "taken"]
+__all__ = ["GpuArray"]
 
-# DLDeviceType: the memory of a GPU, and managed memory, which it reads as well.
-_CUDA, _CUDA_MANAGED = 2, 13
+_CUDA = 2  # DLDeviceType
 # DLDataTypeCode and bits of what TensorRT exchanges.
 _CODES = {
     DType.INT8: (0, 8),
@@ -35,8 +33,7 @@ _CODES = {
     DType.BOOL: (6, 8),
     DType.FLOAT8_E4M3FN: (10, 8),
 }
-_DTYPES = {code: dtype for dtype, code in _CODES.items()}
-_NAME, _USED, _VERSIONED = b"dltensor", b"used_dltensor", b"dltensor_versioned"
+_NAME, _VERSIONED = b"dltensor", b"dltensor_versioned"
 _VERSION = (1, 1)
 
 
@@ -78,12 +75,6 @@ _Destructor = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
 _new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
     ("PyCapsule_New", ctypes.pythonapi)
 )
-_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
-    ("PyCapsule_GetPointer", ctypes.pythonapi)
-)
-_rename = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
-    ("PyCapsule_SetName", ctypes.pythonapi)
-)
 # The same for a capsule that is being destroyed, to which no reference may be made.
 _dying_is = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(
     ("PyCapsule_IsValid", ctypes.pythonapi)
@@ -110,7 +101,7 @@ _on_return = _Deleter(_give_back)
 _on_end = _Destructor(_forget)
 
 
-class DeviceArray:
+class GpuArray:
     """An array in the memory of a GPU, C order.
 
     ``torch.from_dlpack(array)`` and ``cupy.from_dlpack(array)`` are views of the same
@@ -149,7 +140,7 @@ class DeviceArray:
         return self.size * self.kind.itemsize_bytes
 
     def __repr__(self) -> str:
-        return f"<DeviceArray {self.kind} {self.shape} on cuda:{self.device_index}>"
+        return f"<GpuArray {self.kind} {self.shape} on cuda:{self.device_index}>"
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return _CUDA, self.device_index
@@ -208,81 +199,3 @@ class DeviceArray:
         if found.size:
             read_back(found.ctypes.data, self.address, found.nbytes)
         return found if dtype is None else found.astype(dtype, copy=False)
-
-
-class _Loan:
-    """A tensor of somebody else's, given back when the last user lets go of it."""
-
-    def __init__(self, managed: _Managed) -> None:
-        self._managed = managed
-
-    def __del__(self) -> None:
-        if self._managed.deleter:
-            self._managed.deleter(ctypes.addressof(self._managed))
-
-
-def is_on_device(value: object) -> bool:
-    """Whether an object says through DLPack that its memory is a GPU's."""
-    about = getattr(value, "__dlpack_device__", None)
-    return about is not None and int(about()[0]) in (_CUDA, _CUDA_MANAGED)
-
-
-def taken(name: str, value: Any, device_index: int, stream: int) -> DeviceArray:
-    """A view of a tensor in the memory of this GPU.
-
-    Args:
-        name: The input that it is for, as errors name it.
-        value: An object for which ``is_on_device`` holds.
-        device_index: The GPU that will read it.
-        stream: Handle of the stream that will; its owner lets that wait for the content.
-
-    Raises:
-        InputError: It is on another GPU, not in C order, of no type that TensorRT
-            exchanges, or its owner does not hand it out.
-    """
-    if isinstance(value, DeviceArray):
-        found = value
-    else:
-        try:
-            capsule = value.__dlpack__(stream=stream)
-            managed = _Managed.from_address(_pointer(capsule, _NAME))
-        except (BufferError, RuntimeError, TypeError, ValueError) as error:
-            raise InputError(
-                f"input '{name}' cannot be read through DLPack: {str(error).rstrip('.')}.",
-                fix="Detach it from what computes gradients, or pass a numpy array.",
-                input=name,
-            ) from error
-        _rename(capsule, _USED)  # it is ours now, to give back ourselves
-        found = _view(name, managed)
-    if found.device_index != device_index:
-        raise InputError(
-            f"input '{name}' is in the memory of cuda:{found.device_index}; this predictor runs "
-            f"on cuda:{device_index}.",
-            fix=f"Copy it to cuda:{device_index}, or load the model on the other one.",
-            input=name,
-        )
-    return found
-
-
-def _view(name: str, managed: _Managed) -> DeviceArray:
-    loan = _Loan(managed)
-    tensor: _Tensor = managed.tensor
-    shape = tuple(tensor.shape[axis] for axis in range(tensor.ndim))
-    kind = _DTYPES.get((tensor.code, tensor.bits)) if tensor.lanes == 1 else None
-    if kind is None:
-        raise InputError(
-            f"input '{name}' has DLPack type {(tensor.code, tensor.bits, tensor.lanes)}, which "
-            "is not exchanged.",
-            fix="Convert it to the type that the signature states.",
-            input=name,
-        )
-    step = 1
-    for axis in reversed(range(tensor.ndim)):
-        if tensor.strides and shape[axis] > 1 and tensor.strides[axis] != step:
-            raise InputError(
-                f"input '{name}' of shape {shape} is not in C order.",
-                fix="Make it contiguous first.",
-                input=name,
-            )
-        step *= shape[axis]
-    return DeviceArray((tensor.data or 0) + tensor.byte_offset, shape, kind, tensor.device_id, loan)

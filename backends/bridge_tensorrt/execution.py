@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bridge.check import Arrays
-from bridge_tensorrt.arrays import DeviceArray
+from bridge.dlpack import DeviceArray
+from bridge_tensorrt.arrays import GpuArray
 from bridge_tensorrt.cuda import (
     CudaError,
     DeviceMemory,
@@ -117,10 +118,10 @@ class Lane:
         """Answers one call.
 
         Args:
-            inputs: C-contiguous arrays of every input, in host memory or on the device.
+            inputs: Arrays of every input in host memory, or ``DeviceArray`` of this device.
 
         Returns:
-            New arrays of every output; ``DeviceArray`` with ``on_device``, but for those
+            New arrays of every output; ``GpuArray`` with ``on_device``, but for those
             that TensorRT computes on the host.
         """
         self.prepare(inputs)
@@ -134,7 +135,8 @@ class Lane:
         if len(there) < len(self._staged):
             self._stream.upload(self._device_in.address, self._pinned_in.address, self._in_bytes)
         for place, array in there:
-            self._stream.move(place, array.address, array.nbytes)
+            array.wait(self._stream.handle)
+            self._stream.move(place, array.pointer, array.nbytes)
         self._execute()
         if self._on_device:
             return self._handed_out()
@@ -252,7 +254,7 @@ class Lane:
             found[name] = self.outputs[name].copy()
         return {port.name: found[port.name] for port in self._engine.outputs}
 
-    def _taken_over(self, name: str, allocator: Any) -> DeviceArray:
+    def _taken_over(self, name: str, allocator: Any) -> GpuArray:
         """What an allocator holds, for the caller to keep: it allocates anew next time."""
         port = next(port for port in self._engine.outputs if port.name == name)
         memory, allocator.memory = allocator.memory, DeviceMemory()
@@ -260,8 +262,8 @@ class Lane:
 
     def _device_array(
         self, port: Port, shape: Shape, memory: DeviceMemory, offset: int
-    ) -> DeviceArray:
-        return DeviceArray(memory.address + offset, shape, port.dtype, self._device_index, memory)
+    ) -> GpuArray:
+        return GpuArray(memory.address + offset, shape, port.dtype, self._device_index, memory)
 
     def _grown(self, memory: DeviceMemory, size_bytes: int) -> DeviceMemory:
         """Device memory of that size at least; never memory that others have views of."""

@@ -54,6 +54,7 @@ class EngineOptions(Options):
         help="Let float32 products round their inputs to 10 bits: faster, less exact.",
         when="scores may differ in the third decimal, on GPUs since Ampere, whose tensor cores "
         "then compute the products.",
+        devices=("cuda",),
     )
     workspace_bytes: int | None = option(
         None,
@@ -85,14 +86,15 @@ class EngineOptions(Options):
     )
     version_compatible: bool = option(
         False,
-        help="Build an engine that later releases of the module read as well.",
+        help="Build an engine that later releases of tensorrt read as well.",
         when="engines are files that outlive an update of TensorRT; it may cost speed, and the "
         "engine then holds code for the CPU, which loading has to allow (host_code).",
     )
     refittable: bool = option(
         False,
         help="Build an engine whose weights can be replaced: it is kept in the cache by the "
-        "graph, and a model with the same graph and other weights is loaded by refitting.",
+        "graph, and a model with the same graph and other weights is loaded by refitting. "
+        "tensorrt_rtx then needs a GPU to build.",
         when="weights are renewed every few minutes and a build takes longer than that; "
         "kernels cannot be chosen by the values of weights, which may cost speed.",
     )
@@ -119,6 +121,22 @@ class EngineOptions(Options):
                 fix="Name the kinds of GPU in targets, such as targets=SM86,SM89.",
                 rule="hardware-of-tensorrt-rtx",
                 option="hardware",
+            )
+        if self.version_compatible and self.module == "tensorrt_rtx":
+            raise OptionError(
+                "option 'version_compatible' is for module tensorrt; the wheels of tensorrt_rtx "
+                "lack the lean runtime that it needs.",
+                fix="Leave it out, and build again after an update, which takes seconds.",
+                rule="version-compatible-of-tensorrt-rtx",
+                option="version_compatible",
+            )
+        if self.version_compatible and self.refittable:
+            raise OptionError(
+                "options 'version_compatible' and 'refittable' exclude each other: the lean "
+                "runtime that reads the one cannot replace weights.",
+                fix="Give one of them.",
+                rule="refitting-in-the-lean-runtime",
+                options=["version_compatible", "refittable"],
             )
         names = [name.upper() for name in self.targets]
         if len(set(names)) < len(names) or ("CURRENT" in names and len(names) > 1):
@@ -158,6 +176,7 @@ class TensorrtOptions(EngineOptions):
         maximum=64,
         when="more threads than that call at once and one call does not fill the GPU; or 1, "
         "where memory of the device is short.",
+        devices=("cuda",),
     )
     io: str = option(
         "host",
@@ -166,6 +185,7 @@ class TensorrtOptions(EngineOptions):
         choices=("host", "device"),
         when="what comes before or after the model runs on the same GPU: nothing is then copied "
         "to the host and back.",
+        devices=("cuda",),
     )
     cuda_graph: bool = option(
         False,
@@ -173,6 +193,7 @@ class TensorrtOptions(EngineOptions):
         "record as one CUDA graph afterwards.",
         when="a model is many small kernels: launching each costs more than running it. Only "
         "bind() uses it, and outputs whose shape depends on data exclude it.",
+        devices=("cuda",),
     )
     specialization: str | None = option(
         None,
@@ -182,12 +203,14 @@ class TensorrtOptions(EngineOptions):
         choices=("lazy", "eager", "never"),
         when="latency must not change while kernels are compiled (eager, after a warm-up), or "
         "shapes change with every call (never).",
+        devices=("cuda",),
     )
     runtime_cache: bool = option(
         True,
         help="Keep the kernels that tensorrt_rtx compiles while it runs in the bridge's cache, "
         "read at loading and written by close().",
         when="nothing may be written to disk; every process then compiles its kernels again.",
+        devices=("cuda",),
     )
     host_code: bool = option(
         False,
@@ -195,6 +218,7 @@ class TensorrtOptions(EngineOptions):
         "hold.",
         when="a version-compatible engine is loaded whose maker is known: such code may do "
         "whatever the process may.",
+        devices=("cuda",),
     )
 
     def check(self) -> None:

@@ -303,3 +303,46 @@ def test_loading_says_that_there_is_no_gpu(tmp_path: Path) -> None:
 def test_a_module_that_is_not_installed(tmp_path: Path) -> None:
     with pytest.raises(errors.BackendUnavailable, match=r"inference-bridge\[tensorrt\]"):
         convert(saved(linear(), tmp_path), tmp_path / "model.engine", module="tensorrt")
+
+
+def test_buckets_make_an_engine_with_a_profile_each(tmp_path: Path) -> None:
+    facts = convert(saved(linear(), tmp_path), tmp_path / "model.engine", buckets="1,16,128")
+    sizes = [(one["x"]["min"][0], one["x"]["opt"][0]) for one in facts["profiles"]]
+    assert sizes == [(1, 1), (2, 16), (17, 128)]
+
+
+@without_gpu
+def test_a_refittable_engine_needs_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(errors.DeviceUnavailable, match="on a machine with a GPU"):
+        convert(saved(linear(), tmp_path), tmp_path / "model.engine", refittable=True)
+
+
+def test_options_become_flags_of_the_builder(tmp_path: Path) -> None:
+    """What tensorrt_rtx cannot build here: its configuration at least is the right one."""
+    from bridge_tensorrt import building
+    from bridge_tensorrt.options import EngineOptions
+
+    trt = module.load("tensorrt_rtx")
+    flags = trt.BuilderFlag
+    network = parse(trt, open_model(linear().SerializeToString()))
+    for options, flag in (
+        (EngineOptions(refittable=True), flags.REFIT),
+        (EngineOptions(version_compatible=True), flags.VERSION_COMPATIBLE),
+    ):
+        assert building._configure(trt, network, options, ()).get_flag(flag)
+        assert not building._configure(trt, network, EngineOptions(), ()).get_flag(flag)
+
+
+@pytest.mark.filterwarnings("ignore:.*Timing cache operations:DeprecationWarning")
+def test_a_timing_cache_is_attached_and_serialized() -> None:
+    """The calls that tensorrt needs, on the bindings of tensorrt_rtx, which have them still."""
+    from bridge_tensorrt import building
+
+    network = parse(module.load("tensorrt_rtx"), open_model(linear().SerializeToString()))
+    config = network.builder.create_builder_config()
+    made = building._attach(config, b"")
+    assert made is not None
+    data = bytes(made.serialize())
+    assert data
+    again = building._attach(network.builder.create_builder_config(), data)
+    assert again is not None

@@ -17,6 +17,16 @@ def test_every_option_says_when_it_helps() -> None:
 @pytest.mark.parametrize(
     ("options", "rule", "text"),
     [
+        (
+            {"module": "tensorrt_rtx", "version_compatible": True, "host_code": True},
+            "version-compatible-of-tensorrt-rtx",
+            "lean runtime",
+        ),
+        (
+            {"version_compatible": True, "host_code": True, "refittable": True},
+            "refitting-in-the-lean-runtime",
+            "exclude each other",
+        ),
         ({"batch": "1:2:3", "buckets": "1,2"}, "batch-and-buckets", "both say"),
         ({"module": "tensorrt", "targets": "SM86"}, "targets-of-tensorrt", "tensorrt_rtx"),
         (
