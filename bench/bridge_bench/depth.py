@@ -49,6 +49,7 @@ from bridge_bench.subject import (
     is_native,
     rankers,
     real_models,
+    takes,
 )
 
 __all__ = ["Contest", "Goal", "contests", "goals", "main"]
@@ -56,7 +57,6 @@ __all__ = ["Contest", "Goal", "contests", "goals", "main"]
 TOLERANCE = 1e-3  # of outputs, absolute and relative: a check of the bench, not of the runtime
 SHORT_US = 300.0
 COMPILED = "aot_inductor"
-SHARED_FORMATS = ("onnx", "saved_model")  # that native calls of several backends take
 QUICK_S = 52.0  # of the 60 s that are promised; the rest is for starting and for a last block
 _LOAD_S = 2.5  # what loading one model of one backend takes, about
 _MOST_LOAD_S = 1800.0  # compiling included
@@ -104,16 +104,11 @@ def contests(
         given: The backends.
         subjects: Models of these formats.
     """
-    taken = {one.name: one.capabilities(CPU).formats for one in given}
-    every = subjects(sorted(frozenset().union(*taken.values())))
+    formats = frozenset[str]().union(*(one.capabilities(CPU).formats for one in given))
+    every = subjects(sorted(formats))
     found = []
     for backend in given:
-        theirs = [
-            one
-            for one in every
-            if one.format in taken[backend.name]
-            and (one.format in SHARED_FORMATS or is_native(one, backend))
-        ]
+        theirs = [one for one in every if takes(one.format, backend)]
         found += [Contest(backend=backend, subject=one) for one in theirs]
         # Last, because compiling may take longer than there is time for.
         found += [
@@ -132,7 +127,7 @@ def goals(contest: Contest, rows: int, native_us: float) -> list[Goal]:
     found = [Goal("predict", 1.00, 1.00) if native_us < SHORT_US else Goal("predict", 1.02, 1.00)]
     if not subject.size:
         return found
-    if subject.format == "saved_model" and rows == 1 and is_native(subject, backend):
+    if subject.format == "saved_model" and rows == 1 and is_native(subject.format, backend):
         found = [Goal("predict", 0.70, 0.70)]
     if subject.format == "onnx" and rows <= 16 and backend.capabilities(CPU).bind:
         found.append(Goal("bound", 0.97, 0.97))

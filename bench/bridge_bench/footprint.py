@@ -25,7 +25,6 @@ from typing import Any
 import bridge_zoo
 from bridge.backend import Backend
 from bridge.check import Arrays
-from bridge.device import CPU
 from bridge.errors import BridgeError, MeasureError
 from bridge.loading import backends, load, open_model
 from bridge.memory import resident_bytes
@@ -33,7 +32,7 @@ from bridge_bench import units
 from bridge_bench.conditions import conditions, heading, sentence
 from bridge_bench.process import SERVE, Process, serve
 from bridge_bench.stats import median
-from bridge_bench.subject import RANKER_FILES, ZOO_FORMATS, cpu_backends, ranker_signature
+from bridge_bench.subject import RANKER_FILES, ZOO_FORMATS, cpu_backends, ranker_signature, takes
 
 __all__ = ["LIMIT", "large", "main", "tiny", "weigh"]
 
@@ -151,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         for item in given.format or _FILES:
-            takers = [one for one in known if item in one.capabilities(CPU).formats]
+            takers = [one for one in known if takes(item, one)]
             folder = given.folder or Path(scratch) / item
             request = {
                 "format": item,

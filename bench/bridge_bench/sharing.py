@@ -205,7 +205,7 @@ def _arm(
 ) -> dict[str, Any]:
     taken = backend.capabilities(CPU).formats
     fitting = [models[one] for one in _PREFERRED if one in taken and one in models]
-    subject = next((one for one in fitting if is_native(one, backend)), fitting[0])
+    subject = next((one for one in fitting if is_native(one.format, backend)), fitting[0])
     words = [f"{name}={value}" for name, value in (options or {}).items()]
     return {
         "label": " ".join([backend.name, backend.probe().version or "", *words]),

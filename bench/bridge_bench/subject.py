@@ -25,6 +25,7 @@ __all__ = [
     "MODELS_FOLDER",
     "RANKER_FILES",
     "ROWS",
+    "SHARED_FORMATS",
     "ZOO_FOLDER",
     "ZOO_FORMATS",
     "Subject",
@@ -33,6 +34,7 @@ __all__ = [
     "ranker_signature",
     "rankers",
     "real_models",
+    "takes",
 ]
 
 MODELS_FOLDER = Path(sys.prefix) / "models"
@@ -49,6 +51,8 @@ RANKER_FILES = {
     "exported_program": "ranker.pt2",
 }
 """Files of the ranker as the zoo calls them, by format."""
+SHARED_FORMATS = ("onnx", "saved_model")
+"""Formats that native calls of several backends take; others only those that they are made for."""
 ZOO_FORMATS = {"exported_program": "pt2"}
 """The zoo's names of formats, where they are others than the bridge's."""
 
@@ -210,9 +214,15 @@ def cpu_backends(names: Sequence[str] = ()) -> list[Backend]:
     ]
 
 
-def is_native(subject: Subject, backend: Backend) -> bool:
-    """Whether the backend is the one that the subject's format was made for."""
-    return registry().formats.get(subject.format).native_backend == backend.name
+def is_native(format: str, backend: Backend) -> bool:
+    """Whether the backend is the one that the format was made for."""
+    return registry().formats.get(format).native_backend == backend.name
+
+
+def takes(format: str, backend: Backend) -> bool:
+    """Whether the backend loads that format on the CPU, and its native call does as well."""
+    is_taken = format in backend.capabilities(CPU).formats
+    return is_taken and (format in SHARED_FORMATS or is_native(format, backend))
 
 
 def ranker_signature(ranker: bridge_zoo.Ranker) -> Signature:
