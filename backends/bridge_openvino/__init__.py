@@ -1,4 +1,4 @@
-"""The OpenVINO backend: ONNX, OpenVINO IR, SavedModel folders and TensorFlow Lite files.
+"""The OpenVINO backend: ONNX, OpenVINO IR, SavedModel, TensorFlow Lite, ExportedProgram.
 
 ``float32`` is computed in float32 unless an option says otherwise; OpenVINO's own default
 on CPUs with bfloat16 instructions is bfloat16. 64-bit integers are a limit of the

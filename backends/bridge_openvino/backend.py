@@ -21,18 +21,17 @@ from bridge import (
     ThreadSafety,
     find_runtime,
 )
-from bridge.cpus import cpu_flags, usable_cpus
-from bridge.errors import DeviceUnavailable, OptionError, SilentFallback, UnsupportedModel
+from bridge.cpus import cpu_flags, default_threads
+from bridge.errors import DeviceUnavailable, OptionError, SilentFallback
 from bridge.formats.onnx import require_known_opset
 from bridge.logs import logger
 from bridge.search import Pruned, combine
 from bridge_openvino.buffers import NARROWED
 from bridge_openvino.failures import error_rules
 from bridge_openvino.options import OpenvinoOptions
-from bridge_openvino.ports import Ports, find_ports
 from bridge_openvino.predictor import OpenvinoPredictor, StatefulOpenvinoPredictor
-from bridge_openvino.reading import read
-from bridge_openvino.runtime import compiled, core, openvino
+from bridge_openvino.program import Program, find_program
+from bridge_openvino.runtime import core, openvino
 
 __all__ = ["OpenvinoBackend", "precision_candidates"]
 
@@ -68,7 +67,7 @@ class OpenvinoBackend(Backend):
         with a request ended in ``munmap_chunk(): invalid pointer`` (seen).
         """
         return Capabilities(
-            formats=frozenset({"onnx", "openvino_ir", "saved_model", "tflite"}),
+            formats=frozenset({"onnx", "openvino_ir", "saved_model", "tflite", "exported_program"}),
             dtypes=frozenset(
                 {
                     DType.BOOL,
@@ -97,10 +96,15 @@ class OpenvinoBackend(Backend):
         )
 
     def refuse(self, model: ModelRef, device: Device) -> Refusal | None:
-        """As for any backend; float64 is left to an option, see ``_require_float32``."""
+        """As for any backend; float64 is left to an option, see ``program``."""
         claims = self.capabilities(device)
         if model.format.name not in claims.formats:
             return super().refuse(model, device)
+        if model.live is not None:
+            return Refusal(
+                f"{self.name} reads models from disk; this one is a live object.",
+                "Save it, and pass the path.",
+            )
         taken = dataclasses.replace(claims, dtypes=claims.dtypes | {DType.FLOAT64})
         return self._refuse_signature(model, taken)
 
@@ -120,7 +124,7 @@ class OpenvinoBackend(Backend):
                     {**narrowed, "pinning": False},
                 ],
             )
-        cpus = usable_cpus()
+        cpus = default_threads()
         more: list[dict[str, Any]] = []
         if cpus > 3:
             more = [{"threads": cpus // 2}, {"streams": cpus}]
@@ -160,12 +164,9 @@ class OpenvinoBackend(Backend):
         config = _config(device, options)
         if model.format.name == "onnx":
             require_known_opset(model)  # OpenVINO reads a newer one as the newest it knows
-        with read(model) as network:
-            ports = find_ports(model, network)
-            _require_float32(ports, options)
-            native = compiled(network, _place(device), config)
-        is_stateful = bool(native.create_infer_request().query_state())
-        info = _info(native, device, ports, is_stateful=is_stateful)
+        program = find_program(model, device, _place(device), config, options)
+        is_stateful = bool(program.native.create_infer_request().query_state())
+        info = _info(program, device, is_stateful=is_stateful)
         if info.precision != _PRECISIONS[options.precision]:
             raise SilentFallback(
                 f"asked for precision={options.precision}, but OpenVINO computes in "
@@ -173,13 +174,15 @@ class OpenvinoBackend(Backend):
                 fix="Ask for that precision, or for f32.",
                 wanted=options.precision,
                 got=info.precision,
+                rule=f"no-{options.precision}",
             )
         if options.threads is not None and info.threads not in (None, options.threads):
             logger(self.name).warning(
                 "%s threads asked for, OpenVINO uses %s here", options.threads, info.threads
             )
-        kind = StatefulOpenvinoPredictor if is_stateful else OpenvinoPredictor
-        return kind(native, ports, info)
+        if is_stateful:
+            return StatefulOpenvinoPredictor(program, info)
+        return OpenvinoPredictor(program, info, info.details["infer_requests"])
 
 
 # Instruction sets with which OpenVINO computes in 16 bits; all of one set have to be there.
@@ -228,6 +231,9 @@ def _place(device: Device) -> str:
     return indexed if indexed in core().available_devices else device.kind.upper()
 
 
+_CORES = {"performance": "PCORE_ONLY", "efficient": "ECORE_ONLY"}
+
+
 def _config(device: Device, options: OpenvinoOptions) -> dict[str, Any]:
     config: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": options.precision,
@@ -237,30 +243,36 @@ def _config(device: Device, options: OpenvinoOptions) -> dict[str, Any]:
     }
     if options.streams is not None:
         config["NUM_STREAMS"] = options.streams
-    if device.kind in ("cpu", "auto"):
-        config["INFERENCE_NUM_THREADS"] = options.threads or usable_cpus()
-        if options.pinning is not None:
-            config["ENABLE_CPU_PINNING"] = options.pinning
-    elif options.threads is not None or options.pinning is not None:
+    if device.kind == "auto" and options.cache:
         raise OptionError(
-            f"threads and pinning are settings of the CPU; the device is {device}.",
-            fix="Leave them out, or use device='cpu'.",
+            "cache=true is for one device; with device='auto', OpenVINO chooses one in each load.",
+            fix="Name the device, or leave the cache out.",
+            option="cache",
+            rule="cache-of-auto",
         )
+    if device.kind in ("cpu", "auto"):
+        config["INFERENCE_NUM_THREADS"] = options.threads or default_threads()
+        if options.pins is not None:
+            config["ENABLE_CPU_PINNING"] = options.pins
+        if options.cores != "any":
+            config["SCHEDULING_CORE_TYPE"] = _CORES[options.cores]
+        if options.hyper_threading is not None:
+            config["ENABLE_HYPER_THREADING"] = options.hyper_threading
+        return config
+    given = options.to_dict()
+    for name in ("threads", "pinning", "cores", "hyper_threading"):
+        if name in given:
+            raise OptionError(
+                f"option '{name}' is a setting of the CPU; the device is {device}.",
+                fix="Leave it out, or use device='cpu'.",
+                option=name,
+                rule="cpu-only",
+            )
     return config
 
 
-def _require_float32(ports: Ports, options: OpenvinoOptions) -> None:
-    for spec in (*ports.signature.inputs, *ports.signature.outputs):
-        if spec.dtype is DType.FLOAT64 and not options.narrow_float64:
-            raise UnsupportedModel(
-                f"'{spec.name}' is float64, which OpenVINO computes in float32.",
-                fix="Use another backend, or accept that with options={'narrow_float64': True}.",
-                tensor=spec.name,
-                options={"narrow_float64": True},
-            )
-
-
-def _info(native: Any, device: Device, ports: Ports, *, is_stateful: bool) -> PredictorInfo:
+def _info(program: Program, device: Device, *, is_stateful: bool) -> PredictorInfo:
+    native, ports = program.native, program.ports
     running = tuple(place.strip("()") for place in native.get_property("EXECUTION_DEVICES"))
     properties = _properties(native, device, running)
     precision = properties.get("INFERENCE_PRECISION_HINT")
@@ -274,6 +286,7 @@ def _info(native: Any, device: Device, ports: Ports, *, is_stateful: bool) -> Pr
         "streams": None if streams is None else int(streams),
         "pinning": None if pinning is None else bool(pinning),
         "infer_requests": int(native.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")),
+        "origin": program.origin,
     }
     if narrowed:
         details["narrowed"] = narrowed

@@ -12,7 +12,8 @@ from bridge.check import Arrays
 from bridge_openvino.buffers import RAW, blank_bytes, shared_tensor
 
 if TYPE_CHECKING:
-    from bridge_openvino.predictor import OpenvinoPredictor, Request
+    from bridge_openvino.predictor import OpenvinoPredictor
+    from bridge_openvino.request import Request
 
 __all__ = ["RequestBound"]
 
@@ -34,7 +35,7 @@ class RequestBound(Bound):
         # Inputs that the model does not read keep the arrays they were given.
         self.inputs = {**inputs, **request.buffers.arrays}
         self._named = predictor._named
-        self._names = predictor._ports.outputs
+        self._names = predictor._results
         types = {spec.name: spec.dtype for spec in predictor.signature.outputs if spec.dtype}
         self._raw = [RAW.get(types[name]) for name in self._names]
         self._own = [request.native.get_output_tensor(index) for index in range(len(self._names))]
@@ -49,6 +50,7 @@ class RequestBound(Bound):
                 results = self._infer()
             except RuntimeError:
                 # Either an output became too large for its array, or the call below fails as well.
+                self._request.recover()
                 self._release_outputs()
             else:
                 if [view.shape for view in results.values()] == self._shapes:
@@ -56,7 +58,11 @@ class RequestBound(Bound):
                 self._collect(results)
                 self._release_outputs()
                 return
-        self._collect(self._infer())
+        try:
+            results = self._infer()
+        except RuntimeError as error:
+            results = self._request.retry(error, is_view=True)
+        self._collect(results)
         if self._may_fix:
             self._fix_outputs()
 
@@ -92,6 +98,7 @@ class RequestBound(Bound):
             self.outputs = dict(arrays)
             self._shapes = [array.shape for array in arrays.values()]
         except RuntimeError:  # random shapes: the results of the run before are there already
+            self._request.recover()
             self._release_outputs()
         except BaseException:  # Ctrl-C: the caller may well go on and call again
             self._release_outputs()

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from bridge import DType
 from bridge.check import Arrays
 from bridge.errors import InputError
+from bridge_openvino.bounds import Limits, check_size
 from bridge_openvino.ports import Port
 from bridge_openvino.runtime import openvino
 
@@ -99,11 +100,20 @@ class InputBuffers:
 
     Attributes:
         arrays: The buffer of each input that the model reads, C order.
+        is_new: They have shapes for which no call has succeeded; whoever cares clears it.
     """
 
-    def __init__(self, request: Any, ports: Mapping[str, Port]) -> None:
+    def __init__(
+        self,
+        request: Any,
+        ports: Mapping[str, Port],
+        limits: Limits,
+    ) -> None:
         self.arrays: Arrays = {}
         self._set = request.set_input_tensor
+        self._limits = limits
+        self._ports = ports
+        self.is_new = True
         places = [
             _Place(
                 name,
@@ -128,7 +138,8 @@ class InputBuffers:
         """Copies a call's inputs into the buffers, which take their shapes.
 
         Raises:
-            InputError: An integer does not fit into the 32 bits that OpenVINO computes in.
+            InputError: An integer does not fit into the 32 bits that OpenVINO computes in, or
+                the model was not compiled for such a size.
         """
         for name, buffer, shape in self._filled:
             array = inputs[name]
@@ -141,7 +152,13 @@ class InputBuffers:
             self.check_integers()
 
     def resize(self, inputs: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Gives every buffer the shape of its input, and zeros as content."""
+        """Gives every buffer the shape of its input, and zeros as content.
+
+        Raises:
+            ShapeMismatch: The model was not compiled for such a size.
+        """
+        for name, limits in self._limits.items():
+            check_size(name, inputs[name].shape, limits)
         self._filled = self._unset  # so that a failure half-way leaves nothing half set
         places = self._places
         shapes = [inputs[place.name].shape for place in places]
@@ -165,6 +182,26 @@ class InputBuffers:
         self._wide = [block[low:high].view(dtype) for dtype, (low, high) in wide.items()]
         self.arrays = {name: buffer for name, buffer, _ in filled}
         self._filled = tuple(filled)
+        self.is_new = True
+
+    def shrink(self, size: int) -> bool:
+        """Gives every dim that varies this size, or the least one for which it was compiled.
+
+        Returns:
+            Whether there is such a dim; nothing is done otherwise.
+        """
+        arrays = {}
+        for name, port in self._ports.items():
+            if port.shape is None:
+                return False
+            shape = [size if item is None else item for item in port.shape]
+            for axis, _, (low, _) in self._limits.get(name, ()):
+                shape[axis] = max(size, low)
+            arrays[name] = np.empty(shape, port.dtype.numpy)
+        if all(None not in (port.shape or ()) for port in self._ports.values()):
+            return False
+        self.resize(arrays)
+        return True
 
     def _blank(self, size_bytes: int) -> npt.NDArray[np.uint8]:
         """Zeroed, aligned memory: what is there already, unless too small or far too large."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bridge import ModelRef
-from bridge.cpus import usable_cpus
+from bridge.cpus import default_threads
 from bridge.errors import UnsupportedModel
 from bridge_openvino.runtime import openvino
 
@@ -28,7 +28,7 @@ def load(
 
     Args:
         model: A model whose file has its usual suffix, or the bytes of an ONNX model.
-        threads: Threads to use; ``None`` means the CPUs that this process may use.
+        threads: Threads to use; ``None`` means the bridge's default.
         signature_key: ``serving_default`` or ``None``: OpenVINO offers no choice.
 
     Returns:
@@ -44,7 +44,7 @@ def load(
     config = {
         "INFERENCE_PRECISION_HINT": "f32",
         "EXECUTION_MODE_HINT": "ACCURACY",
-        "INFERENCE_NUM_THREADS": threads or usable_cpus(),
+        "INFERENCE_NUM_THREADS": threads or default_threads(),
     }
     request = core.compile_model(network, "CPU", config).create_infer_request()
     names: list[str] = []

@@ -7,8 +7,8 @@ model's author gave, and the names of dims; OpenVINO knows what it will really e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bridge import DType, ModelRef, Signature, TensorSpec
@@ -60,6 +60,26 @@ class Ports:
     inputs: dict[str, Port]
     outputs: tuple[str, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, as ``from_dict`` reads it."""
+        return {
+            "signature": self.signature.to_dict(),
+            "inputs": {
+                name: {**asdict(port), "dtype": port.dtype.value}
+                for name, port in self.inputs.items()
+            },
+            "outputs": list(self.outputs),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Ports:
+        """Reads the JSON form."""
+        return cls(
+            Signature.from_dict(data["signature"]),
+            {name: _port_of(port) for name, port in data["inputs"].items()},
+            tuple(data["outputs"]),
+        )
+
 
 def find_ports(model: ModelRef, network: Any) -> Ports:
     """Signature of a model as OpenVINO reads it.
@@ -104,6 +124,17 @@ def find_ports(model: ModelRef, network: Any) -> Ports:
         ),
         into,
         tuple(by_index[index] for index in range(len(outputs))),
+    )
+
+
+def _port_of(data: Mapping[str, Any]) -> Port:
+    shape = data["shape"]
+    return Port(
+        data["index"],
+        data["label"],
+        tuple(data["names"]),
+        DType(data["dtype"]),
+        None if shape is None else tuple(shape),
     )
 
 

@@ -1,8 +1,9 @@
 """A compiled OpenVINO model behind the predictor interface.
 
-Each running call has an infer request of its own, taken from a stack of idle ones and
-made when the stack is empty: as many exist as calls have ever run side by side. A model
-with state keeps it in the request, so such a model has one, and one call at a time.
+Each running call has an infer request of its own, taken from a stack of idle ones. It
+begins with as many as OpenVINO calls optimal, one for each stream, and more are made when
+it is empty: those wait inside of OpenVINO for a stream. A model with state keeps it in
+the request, so such a model has one, and one call at a time.
 """
 
 from __future__ import annotations
@@ -15,26 +16,13 @@ from bridge import CPU, Bound, Layout, Predictor, PredictorInfo
 from bridge.check import Arrays
 from bridge.errors import InputError
 from bridge_openvino.binding import RequestBound
-from bridge_openvino.buffers import RAW, InputBuffers
-from bridge_openvino.ports import Ports
-from bridge_openvino.runtime import openvino
+from bridge_openvino.buffers import RAW
+from bridge_openvino.program import Program
+from bridge_openvino.request import Request
 
-__all__ = ["OpenvinoPredictor", "Request", "StatefulOpenvinoPredictor"]
+__all__ = ["OpenvinoPredictor", "StatefulOpenvinoPredictor"]
 
 _NOTHING: dict[int, Any] = {}  # every input has been set before
-
-
-class Request:
-    """An infer request with its input buffers."""
-
-    __slots__ = ("buffers", "infer", "native")
-
-    def __init__(self, compiled: Any, ports: Ports) -> None:
-        self.native = request = compiled.create_infer_request()
-        self.buffers = InputBuffers(request, ports.inputs)
-        # The method below InferRequest.infer, which converts inputs in Python. Arguments:
-        # inputs, whether results are views of the request's memory, decoding of strings.
-        self.infer = super(openvino().InferRequest, request).infer  # type: ignore[misc]
 
 
 class OpenvinoPredictor(Predictor):
@@ -42,15 +30,14 @@ class OpenvinoPredictor(Predictor):
 
     layout = Layout.ANY
 
-    def __init__(self, compiled: Any, ports: Ports, info: PredictorInfo) -> None:
-        super().__init__(ports.signature, info)
-        self._compiled = compiled
-        self._ports = ports
-        self._idle = [Request(compiled, ports)]
-        self._results = ports.outputs
+    def __init__(self, program: Program, info: PredictorInfo, requests: int) -> None:
+        super().__init__(program.ports.signature, info)
+        self._program: Program | None = program
+        self._idle = [Request(program) for _ in range(requests)]
+        self._results = program.ports.outputs
         # OpenVINO hands these out as other types of the same bits.
         self._reinterpreted = {
-            spec.name: spec.dtype.numpy for spec in ports.signature.outputs if spec.dtype in RAW
+            spec.name: spec.dtype.numpy for spec in self.signature.outputs if spec.dtype in RAW
         }
 
     def _predict(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Arrays:
@@ -58,15 +45,21 @@ class OpenvinoPredictor(Predictor):
         try:
             request = idle.pop()
         except IndexError:
-            request = Request(self._compiled, self._ports)
+            request = self._request()
         try:
             request.buffers.fill(inputs)
             results = request.infer(_NOTHING, False, True)  # noqa: FBT003 - positional in C++
         except InputError:
             idle.append(request)
-            raise  # whatever else failed, that request is not used again
+            raise
+        except (RuntimeError, MemoryError) as error:
+            results = request.retry(error, is_view=False)  # if it raises, the request is let go
         idle.append(request)
         return self._named(results)
+
+    def _request(self) -> Request:
+        assert self._program is not None  # no call begins after closing
+        return Request(self._program)
 
     def _named(self, results: Any) -> Arrays:
         arrays: Arrays = dict(zip(self._results, results.values(), strict=True))
@@ -76,26 +69,30 @@ class OpenvinoPredictor(Predictor):
 
     def _close(self) -> None:
         self._idle.clear()
-        self._compiled = None
+        self._program = None
 
     def _bind(self, inputs: Arrays) -> Bound:
         if self.info.device != CPU:  # not tried elsewhere
             return Bound(self, inputs)
-        return RequestBound(self, inputs, Request(self._compiled, self._ports))
+        return RequestBound(self, inputs, self._request())
 
 
 class StatefulOpenvinoPredictor(OpenvinoPredictor):
     """A model with variables, which live in its only request from load to close."""
 
-    def __init__(self, compiled: Any, ports: Ports, info: PredictorInfo) -> None:
-        super().__init__(compiled, ports, info)
+    def __init__(self, program: Program, info: PredictorInfo) -> None:
+        super().__init__(program, info, 1)
         self._only = self._idle[0]
         self._turn = threading.Lock()
 
     def _predict(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Arrays:
         with self._turn:
             self._only.buffers.fill(inputs)
-            return self._named(self._only.infer(_NOTHING, False, True))  # noqa: FBT003
+            try:
+                return self._named(self._only.infer(_NOTHING, False, True))  # noqa: FBT003
+            except RuntimeError:
+                self._only.recover()
+                raise
 
     def _close(self) -> None:
         super()._close()

@@ -6,11 +6,12 @@ import functools
 import os
 import sys
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 from bridge.errors import BackendUnavailable
 
-__all__ = ["compiled", "core", "openvino"]
+__all__ = ["compiled", "core", "imported", "openvino", "require_own_process"]
 
 _importing = threading.Lock()
 _compiling_process: int | None = None
@@ -47,19 +48,13 @@ def core() -> Any:
     return openvino().Core()
 
 
-def compiled(network: Any, place: str, config: dict[str, Any]) -> Any:
-    """A ``CompiledModel``.
-
-    Args:
-        network: An ``openvino.Model``.
-        place: OpenVINO's name of the device.
-        config: Properties by name.
+def require_own_process() -> None:
+    """Takes hold of OpenVINO for this process.
 
     Raises:
         BackendUnavailable: This process was forked from one that had compiled a model. The
             threads of oneTBB did not survive that, and compiling would wait for them
             for ever (seen with openvino 2026.4).
-        RuntimeError: OpenVINO refuses the model.
     """
     global _compiling_process  # noqa: PLW0603 - the thread pool is the process's as well
     if _compiling_process not in (None, os.getpid()):
@@ -69,4 +64,35 @@ def compiled(network: Any, place: str, config: dict[str, Any]) -> Any:
             backend="openvino",
         )
     _compiling_process = os.getpid()
-    return core().compile_model(network, place, config)
+
+
+def compiled(network: Any, place: str, config: Mapping[str, Any]) -> Any:
+    """A ``CompiledModel``.
+
+    Args:
+        network: An ``openvino.Model``.
+        place: OpenVINO's name of the device.
+        config: Properties by name.
+
+    Raises:
+        BackendUnavailable: As for ``require_own_process``.
+        RuntimeError: OpenVINO refuses the model.
+    """
+    require_own_process()
+    return core().compile_model(network, place, dict(config))
+
+
+def imported(blob: bytes, place: str, config: Mapping[str, Any]) -> Any:
+    """A ``CompiledModel`` from what OpenVINO has exported; it does not check the bytes.
+
+    Args:
+        blob: What ``CompiledModel.export_model`` gave.
+        place: OpenVINO's name of the device.
+        config: Properties by name, those with which the model was compiled.
+
+    Raises:
+        BackendUnavailable: As for ``require_own_process``.
+        RuntimeError: OpenVINO refuses the blob.
+    """
+    require_own_process()
+    return core().import_model(blob, place, dict(config))

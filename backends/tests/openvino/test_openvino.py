@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from bridge.search import Pruned
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("openvino")
 
+from bridge_openvino import backend as backend_module  # noqa: E402
 from bridge_openvino.backend import _config, precision_candidates  # noqa: E402
 from bridge_openvino.native import load as native_load  # noqa: E402
 from bridge_openvino.options import OpenvinoOptions  # noqa: E402
@@ -334,6 +335,23 @@ def test_auto_says_what_it_chose() -> None:
     assert predictor.info.provider.split(".")[0] in ("CPU", "GPU", "NPU")
 
 
+def test_devices_are_those_that_openvino_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Listing:
+        available_devices: ClassVar = ["CPU", "GPU.0", "GPU.1", "NPU", "MYRIAD"]
+
+    monkeypatch.setattr(backend_module, "core", Listing)
+    kinds = ["cpu", "gpu:0", "gpu:1", "npu:0", "auto"]
+    devices = bridge.backends()["openvino"].devices()
+    assert devices == tuple(bridge.Device.parse(kind) for kind in kinds)
+    named = [backend_module._place(device) for device in devices]
+    assert named == ["CPU", "GPU.0", "GPU.1", "NPU", "AUTO"]
+    Listing.available_devices = ["CPU", "GPU"]
+    assert backend_module._place(bridge.Device("gpu")) == "GPU"
+    assert bridge.backends()["openvino"].default_device(
+        open_model(proto().SerializeToString())
+    ) == (bridge.CPU)
+
+
 @pytest.mark.parametrize("kind", ["gpu", "npu"])
 def test_a_device_that_openvino_does_not_list(kind: str) -> None:
     missing = bridge.Device(kind, 99)
@@ -343,8 +361,9 @@ def test_a_device_that_openvino_does_not_list(kind: str) -> None:
 
 def test_settings_of_the_cpu_are_refused_elsewhere() -> None:
     # Not through load: a machine without the device would show that first.
-    with pytest.raises(errors.OptionError, match="settings of the CPU"):
+    with pytest.raises(errors.OptionError, match="setting of the CPU") as caught:
         _config(bridge.Device("gpu"), OpenvinoOptions(threads=2))
+    assert caught.value.detail["rule"] == "cpu-only"
 
 
 def test_cuda_is_no_device_of_openvino() -> None:

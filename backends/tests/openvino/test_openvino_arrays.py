@@ -555,3 +555,23 @@ def test_equal_inputs_give_equal_bytes() -> None:
         assert predictor.predict({"x": x})["y"].tobytes() == first.tobytes()
     # float32 in earnest: bfloat16 would be off by about 0.1
     np.testing.assert_allclose(first, x.astype(np.float64) @ weights, atol=1e-3)
+
+
+def test_bound_buffers_are_what_openvino_and_other_libraries_see() -> None:
+    data = model_bytes(
+        [node("Add", ["x", "x"], ["y"])],
+        [value("x", FLOAT, ["N", 3])],
+        [value("y", FLOAT, ["N", 3])],
+    )
+    bound: Any = load(data).bind({"x": (4, 3)})
+    bound.predict()
+    request = bound._request.native
+    given, made = bound.inputs["x"], bound.outputs["y"]
+    assert request.get_input_tensor(0).data.ctypes.data == given.ctypes.data
+    assert request.get_output_tensor(0).data.ctypes.data == made.ctypes.data
+    imported = np.from_dlpack(given)
+    assert imported.ctypes.data == given.ctypes.data
+    given[...] = 3
+    bound.predict()
+    np.testing.assert_array_equal(np.from_dlpack(made), np.full((4, 3), 6))
+    assert bound.outputs["y"] is made

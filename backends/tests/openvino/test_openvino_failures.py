@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -201,3 +202,153 @@ def test_a_failed_load_says_model_backend_and_device() -> None:
     assert caught.value.device == "cpu"
     assert caught.value.model
     assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def chain(rank: int, *operators: Any, constants: Any = ()) -> bytes:
+    make = onnx.helper.make_tensor_value_info
+    names = ["N", "M"][:rank]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node(*operator) for operator in operators],
+        "g",
+        [make("x", FLOAT, names)],
+        [make("y", FLOAT, [None] * 2)],
+        list(constants),
+    )
+    opset = [onnx.helper.make_opsetid("", 18)]
+    data: bytes = onnx.helper.make_model(
+        graph, opset_imports=opset, ir_version=9
+    ).SerializeToString()
+    return data
+
+
+FOLDED = chain(
+    1,
+    ("Add", ["x", "x"], ["a"]),
+    ("Reshape", ["a", "s"], ["b"]),
+    ("Add", ["b", "b"], ["y"]),
+    constants=[onnx.helper.make_tensor("s", onnx.TensorProto.INT64, [2], [-1, 4])],
+)
+SQUARE = chain(2, ("MatMul", ["x", "x"], ["y"]))
+
+
+@pytest.mark.parametrize("options", [{"threads": 1}, {"threads": 2}, {"threads": 2, "streams": 2}])
+@pytest.mark.parametrize("is_bound", [False, True])
+def test_sizes_that_do_not_fit_are_errors_and_leave_later_calls_right(
+    options: dict[str, Any], is_bound: bool
+) -> None:
+    # Without the bridge, OpenVINO answers the second of these with the first's result if it
+    # has one thread, and refuses the third if it has two.
+    predictor = bridge.load(FOLDED, backend="openvino", options=options)
+    bounds: dict[int, bridge.Bound] = {}
+    for size in (8, 7, 8, 7, 7, 12, 8, 5, 12):
+        x = np.arange(size, dtype=np.float32)
+
+        def call(x: Any = x, size: int = size) -> Any:
+            if not is_bound:
+                return predictor.predict({"x": x})["y"]
+            if size not in bounds:
+                bounds[size] = predictor.bind({"x": (size,)})
+            bounds[size].inputs["x"][...] = x
+            bounds[size].predict()
+            return bounds[size].outputs["y"]
+
+        if size % 4:
+            with pytest.raises(errors.PredictError, match="Reshape"):
+                call()
+        else:
+            np.testing.assert_array_equal(call(), 4 * x.reshape(-1, 4))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_arrays_that_do_not_fit_each_other_are_errors(threads: int) -> None:
+    predictor = bridge.load(SQUARE, backend="openvino", options={"threads": threads})
+    for shape in ((2, 2), (2, 3), (2, 3), (2, 2), (3, 2), (3, 3)):
+        x = np.ones(shape, np.float32)
+        if shape[0] != shape[1]:
+            with pytest.raises(errors.PredictError, match="MatMul"):
+                predictor.predict({"x": x})
+        else:
+            np.testing.assert_array_equal(predictor.predict({"x": x})["y"], x @ x)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_values_that_lead_to_sizes_that_do_not_fit_are_errors(threads: int) -> None:
+    data = chain(
+        1,
+        ("NonZero", ["x"], ["z"]),
+        ("Reshape", ["z", "s"], ["r"]),
+        constants=[onnx.helper.make_tensor("s", onnx.TensorProto.INT64, [2], [-1, 4])],
+    )
+    model = onnx.load_from_string(data)
+    model.graph.node.append(onnx.helper.make_node("Cast", ["r"], ["y"], to=FLOAT))
+    options = {"threads": threads}
+    predictor = bridge.load(model.SerializeToString(), backend="openvino", options=options)
+    for chosen in (4, 3, 4, 8, 5, 5, 8, 4):
+        x = np.zeros(9, np.float32)
+        x[:chosen] = 1
+        if chosen % 4:
+            with pytest.raises(errors.PredictError, match="Reshape"):
+                predictor.predict({"x": x})
+        else:
+            wanted = np.arange(chosen).reshape(-1, 4)
+            np.testing.assert_array_equal(predictor.predict({"x": x})["y"], wanted)
+
+
+SCARCE = """
+import resource
+import sys
+import numpy as np
+import bridge
+from bridge import errors
+
+predictor = bridge.load(sys.argv[1], backend="openvino", options={"threads": int(sys.argv[2])})
+small = np.arange(8, dtype=np.float32).reshape(8, 1)
+wanted = predictor.predict({"x": small})["y"]
+bound = predictor.bind({"x": (8, 1)})
+with open("/proc/self/statm") as file:
+    size = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**28, resource.RLIM_INFINITY))
+# The first fails in OpenVINO, for its output; the second before it, for the input's buffer.
+for rows in (2**18, 2**30):
+    large = np.broadcast_to(np.ones((1, 1), np.float32), (rows, 1))
+    for _ in range(2):
+        try:
+            predictor.predict({"x": large})
+        except errors.OutOfMemory as error:
+            assert "smaller" in error.fix, error.fix
+            assert error.backend == "openvino"
+        else:
+            raise AssertionError("that much memory should not be there")
+    assert np.array_equal(predictor.predict({"x": small})["y"], wanted)
+    bound.inputs["x"][...] = small
+    bound.predict()
+    assert np.array_equal(bound.outputs["y"], wanted)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited as on Linux")
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_a_call_without_enough_memory_leaves_the_predictor_usable(
+    tmp_path: Path, threads: str
+) -> None:
+    make = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Add", ["x", "w"], ["y"])],
+        "g",
+        [make("x", FLOAT, ["N", 1])],
+        [make("y", FLOAT, ["N", 1024])],
+        [
+            onnx.helper.make_tensor(
+                "w", FLOAT, [1024], np.ones(1024, np.float32).tobytes(), raw=True
+            )
+        ],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    done = subprocess.run(
+        [sys.executable, "-c", SCARCE, str(tmp_path / "m.onnx"), threads],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -123,7 +123,7 @@ def test_close_lets_running_calls_finish() -> None:
         thread.join(60)
     assert not wrong
     assert refused.is_set()
-    assert predictor._compiled is None  # type: ignore[attr-defined]
+    assert predictor._program is None  # type: ignore[attr-defined]
     predictor.close()
     with pytest.raises(errors.PredictorClosed):
         predictor.predict({"t0": x})

@@ -1,0 +1,117 @@
+"""ExportedPrograms of torch, read by OpenVINO's own converter; torch opens the file.
+
+``bridge.formats.torch`` has scanned the file before: without trust, it holds nothing but
+known operators and tensors. The converter neither keeps what torch requires of sizes nor
+the names of outputs; both are taken from the program here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import threading
+import warnings
+from typing import Any
+
+from bridge import ModelRef
+from bridge.errors import BackendUnavailable, UnsupportedModel
+from bridge_openvino.bounds import UNBOUNDED, Limit, Limits, Range
+from bridge_openvino.runtime import openvino
+
+__all__ = ["read_exported"]
+
+# torch.export's conditions that a signature's named dims and the ranges below hold as well.
+_PLAIN_GUARD = re.compile(
+    r"L\['\w+'\]\.size\(\)\[\d+\] (==|<=|>=|<|>) (L\['\w+'\]\.size\(\)\[\d+\]|\d+)"
+)
+# torch reads one program at a time, and its warnings are silenced for the whole process.
+_reading = threading.Lock()
+
+
+def read_exported(model: ModelRef) -> tuple[Any, Limits]:
+    """The ``openvino.Model`` of a program on disk, and the sizes that torch allows.
+
+    Its inputs and outputs are called as in the program's signature.
+
+    Raises:
+        BackendUnavailable: torch is not installed.
+        UnsupportedModel: It passes more than tensors, changes its inputs or buffers, or has
+            conditions on sizes that only torch can check.
+        RuntimeError: OpenVINO cannot convert it.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise BackendUnavailable(
+            "OpenVINO reads ExportedPrograms by means of torch, which is not installed.",
+            fix="Install it with: pip install 'inference-bridge[torch]'",
+            backend="openvino",
+        )
+    stated = model.facts.signatures.get("")
+    if stated is None:
+        raise _unfit(f"its signature could not be read: {' '.join(model.facts.notes)}")
+    with _reading, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch
+        from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+
+        program = torch.export.load(str(model.file))
+        limits = _limits(program)
+        # Without the second argument, all dims would vary.
+        decoder = TorchFXPythonDecoder.from_exported_program(program, False)  # noqa: FBT003
+        reader = openvino().frontend.FrontEndManager().load_by_framework("pytorch")
+        network = reader.convert(reader.load(decoder))
+    for kind, specs, nodes in (
+        ("inputs", stated.inputs, network.get_parameters()),
+        ("outputs", stated.outputs, network.get_results()),
+    ):
+        if len(specs) != len(nodes):
+            raise _unfit(f"its signature has {len(specs)} {kind}, and OpenVINO reads {len(nodes)}")
+        for spec, node in zip(specs, nodes, strict=True):
+            node.set_friendly_name(spec.name)
+    return network, limits
+
+
+def _limits(program: Any) -> Limits:
+    """What torch requires of each input's sizes."""
+    from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
+
+    graph = program.graph_signature
+    inputs = [one.arg for one in graph.input_specs if one.kind is InputKind.USER_INPUT]
+    results = [one.arg for one in graph.output_specs if one.kind is OutputKind.USER_OUTPUT]
+    if not all(isinstance(one, TensorArgument) for one in (*inputs, *results)):
+        raise _unfit("it takes or returns more than tensors")
+    if _is_changing(program):
+        raise _unfit("it changes its inputs or buffers")
+    guards = getattr(program, "_guards_code", None)
+    if guards is None or not all(_PLAIN_GUARD.fullmatch(one) for one in guards):
+        raise _unfit("it has conditions on sizes that only torch can check")
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
+    limits: Limits = {}
+    for argument in inputs:
+        found = []
+        for axis, size in enumerate(values[argument.name].shape):
+            expression = getattr(getattr(size, "node", None), "expr", None)
+            if expression is None or expression.is_Integer:
+                continue
+            if not expression.is_Symbol:
+                raise _unfit(f"input '{argument.name}' has a size {expression}")
+            allowed = program.range_constraints[expression]
+            high = int(allowed.upper) if allowed.upper.is_Integer else UNBOUNDED
+            found.append(Limit(axis, "", Range(max(0, int(allowed.lower)), high)))
+        if found:
+            limits[argument.name] = tuple(found)
+    return limits
+
+
+def _is_changing(program: Any) -> bool:
+    """Whether a call changes an input or a buffer, which the converter drops in silence."""
+    schemas = (getattr(node.target, "_schema", None) for node in program.graph.nodes)
+    if any(schema is not None and schema.is_mutable for schema in schemas):
+        program = program.run_decompositions()  # tells what of it is seen outside
+    graph = program.graph_signature
+    return bool(graph.buffers_to_mutate or graph.user_inputs_to_mutate)
+
+
+def _unfit(what: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"OpenVINO cannot take this ExportedProgram: {what}.", fix="Use backend='torch'."
+    )
