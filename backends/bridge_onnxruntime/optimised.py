@@ -1,9 +1,10 @@
 """What onnxruntime makes of a model while it loads, kept in the bridge's cache.
 
-A session rewrites its graph, then copies its weights into memory of its own. Written to
-disk in onnxruntime's own format, a rewritten model is mapped instead: nothing is
-rewritten again, and all processes read the weights from the same pages. TensorRT's
-engines, whose making takes minutes, are kept as well.
+A session rewrites its graph, then packs its weights into memory of its own. Written to
+disk with the weights as they were packed, in a file beside it, a rewritten model is mapped
+instead: nothing is rewritten or packed again, and all processes read the weights from the
+same pages. (Files in onnxruntime's own format can be mapped too, but not packed.)
+TensorRT's engines, whose making takes minutes, are kept as well.
 
 An entry of another model, runtime, CPU or GPU has another key; one that is damaged is
 made anew, with one warning.
@@ -27,7 +28,9 @@ from bridge_onnxruntime.runtime import onnxruntime
 
 __all__ = ["engine_folder", "optimised_model"]
 
-_FILE = "model.ort"
+_FILE, _WEIGHTS = "model.onnx", "weights.bin"
+# Smaller weights stay in the model, where shapes are read from some of them.
+_EXTERNAL_BYTES = 1024
 
 
 def optimised_model(
@@ -57,8 +60,12 @@ def optimised_model(
     def build(folder: Path) -> None:
         settings = make_settings()
         settings.optimized_model_filepath = str(folder / _FILE)
-        settings.add_session_config_entry("session.save_model_format", "ORT")
-        settings.add_session_config_entry("session.disable_prepacking", "1")  # not kept anyway
+        for key, value in (
+            ("optimized_model_external_initializers_file_name", _WEIGHTS),
+            ("optimized_model_external_initializers_min_size_in_bytes", str(_EXTERNAL_BYTES)),
+            ("save_external_prepacked_constant_initializers", "1"),
+        ):
+            settings.add_session_config_entry(f"session.{key}", value)
         source = str(model.file) if model.data is None else model.data
         onnxruntime().InferenceSession(
             source, settings, providers=["CPUExecutionProvider"], enable_fallback=0

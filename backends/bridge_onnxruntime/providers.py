@@ -123,8 +123,12 @@ def _load(name: str) -> tuple[str, ...]:
             wanted=name,
         )
     module: Any = importlib.import_module(module_name)
+    names = tuple(module.get_ep_names())
+    if any(item.ep_name in names for item in ort.get_ep_devices()):
+        return names  # the program has registered it itself
     try:
-        ort.register_execution_provider_library(f"bridge-{name}", module.get_library_path())
+        # Some providers take the name under which they are registered for their own.
+        ort.register_execution_provider_library(names[0], module.get_library_path())
     except Exception as error:
         raise BackendUnavailable(
             f"the plugin {name} is installed, but onnxruntime {ort.__version__} cannot load it: "
@@ -132,4 +136,4 @@ def _load(name: str) -> tuple[str, ...]:
             fix=f"Install a version of onnxruntime-ep-{name} for this onnxruntime.",
             wanted=name,
         ) from error
-    return tuple(module.get_ep_names())
+    return names

@@ -111,8 +111,8 @@ def what_runs(
 
 
 def _opened(model: ModelRef, device: Device, options: OnnxruntimeOptions) -> Any:
-    is_mapped = options.cache and device == CPU
-    settings = _settings(model, device, options, is_mapped=is_mapped)
+    is_rewritten = options.cache and device == CPU
+    settings = _settings(model, device, options, is_rewritten=is_rewritten)
     source: str | bytes = str(model.file) if model.data is None else model.data
     providers: list[Any] | None = None
     if is_plugin(options):
@@ -121,7 +121,7 @@ def _opened(model: ModelRef, device: Device, options: OnnxruntimeOptions) -> Any
         providers = provider_list(device, options)
     if device != CPU:
         load_cuda_libraries()
-    if is_mapped:
+    if is_rewritten:
         source = str(optimised_model(model, options, lambda: _settings(model, device, options)))
     elif options.cache:
         _use_engines(model, device, options, providers)
@@ -142,7 +142,7 @@ def _opened(model: ModelRef, device: Device, options: OnnxruntimeOptions) -> Any
 
 
 def _settings(
-    model: ModelRef, device: Device, options: OnnxruntimeOptions, *, is_mapped: bool = False
+    model: ModelRef, device: Device, options: OnnxruntimeOptions, *, is_rewritten: bool = False
 ) -> Any:
     ort = onnxruntime()
     settings = ort.SessionOptions()
@@ -156,10 +156,10 @@ def _settings(
         "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
         "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
         "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    }["disable" if is_mapped else options.graph_optimization]
+    }["disable" if is_rewritten else options.graph_optimization]
     settings.enable_cpu_mem_arena = options.arena
     settings.enable_mem_pattern = options.memory_pattern
-    for key, value in _entries(model, device, options, is_mapped=is_mapped).items():
+    for key, value in _entries(model, device, options).items():
         settings.add_session_config_entry(key, value)
     if options.shared_arena:
         register_arena()
@@ -168,18 +168,13 @@ def _settings(
     return settings
 
 
-def _entries(
-    model: ModelRef, device: Device, options: OnnxruntimeOptions, *, is_mapped: bool
-) -> dict[str, str]:
+def _entries(model: ModelRef, device: Device, options: OnnxruntimeOptions) -> dict[str, str]:
     entries = {
         # Left to itself, onnxruntime goes by the suffix.
-        "session.load_model_format": "ORT" if is_mapped else model.format.name.upper(),
+        "session.load_model_format": model.format.name.upper(),
         "session.intra_op.allow_spinning": str(int(options.spins)),
         "session.inter_op.allow_spinning": str(int(options.spins)),
     }
-    if is_mapped:
-        entries["session.use_memory_mapped_ort_model"] = "1"
-        entries["session.use_ort_model_bytes_for_initializers"] = "1"
     if options.spin_duration is not None:
         entries["session.intra_op.spin_duration_us"] = str(options.spin_duration)
         entries["session.inter_op.spin_duration_us"] = str(options.spin_duration)
