@@ -103,7 +103,7 @@ gpu-check: GPU_PYTHON := $(BIN)/python
 gpu-check: $(VENV)/.dev
 endif
 gpu-check:
-	PYTHONPATH=.:backends:cli:conformance:bench $(GPU_PYTHON) -m bridge_bench.hardware $(if $(WHEELS),--wheels $(WHEELS))
+	PYTHONPATH=.:backends:cli:conformance:bench$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PYTHON) -m bridge_bench.hardware $(if $(WHEELS),--wheels $(WHEELS))
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache

@@ -60,7 +60,7 @@ class _Impossible(Exception):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Checks, and writes the page; the exit status.
 
-    0 if all tests passed that ran, 1 if one failed or nothing could be checked.
+    0 if tests passed and none failed, 1 otherwise.
     """
     parser = argparse.ArgumentParser(prog="python -m bridge_bench.hardware", description=__doc__)
     parser.add_argument("--wheels", type=Path, help="folder with wheels of what is missing here")
@@ -84,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, one in run["backends"].items():
         print(f"{name}: {_outcome(one)}")
     print(f"written: {PAGE}")
-    return int(any(one["failed"] or one["problem"] for one in outcomes) or not outcomes)
+    is_bad = any(one["failed"] or one["problem"] for one in outcomes)
+    return int(is_bad or not any(one["passed"] for one in outcomes))
 
 
 def _checked(folder: Path, wheels: Path | None) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def _environment(folder: Path, wheels: Path | None) -> dict[str, str]:
         paths.insert(0, str(_registered(folder / "registered")))
     before = os.environ.get("PYTHONPATH")
     joined = os.pathsep.join([*paths, *([before] if before else [])])
-    return {**os.environ, "PYTHONPATH": joined, "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**os.environ, "PYTHONPATH": joined, "BRIDGE_TEST_GPU": "1"}
 
 
 def _registered(folder: Path) -> Path:
@@ -236,14 +237,16 @@ def _backends() -> dict[str, Any]:
 
 def _tested(name: str, folder: Path, environment: Mapping[str, str]) -> dict[str, Any]:
     """Outcomes of a backend's tests marked ``gpu``."""
+    outcome: dict[str, Any] = {"passed": [], "failed": [], "skipped": [], "problem": None}
     home = CHECKOUT / "backends" / "tests" / name
+    if not home.is_dir():
+        return {**outcome, "problem": "it has no tests here"}
     settings, report = folder / "pytest.ini", folder / f"{name}.xml"
     settings.write_text(_INI, encoding="utf-8")
     flags = ["-c", str(settings), f"--rootdir={CHECKOUT}", "-m", "gpu", "-q", "--tb=short"]
     flags += [f"--junitxml={report}", "-o", "junit_family=xunit2"]
     done = _child(["-m", "pytest", *flags, str(home)], environment, limit_s=TESTS_LIMIT_S)
     print(done.stdout, file=sys.stderr, flush=True)
-    outcome: dict[str, Any] = {"passed": [], "failed": [], "skipped": [], "problem": None}
     if done.returncode not in (0, 1, 5):  # passed, failed, no test there
         outcome["problem"] = f"pytest ended with exit status {done.returncode}"
     if report.is_file():

@@ -154,3 +154,66 @@ def test_figures_of_a_backend(tmp_path: Path) -> None:
     assert row["predict_us"] > 0
     assert row["bound_us"] > 0
     assert row["difference"] < 1e-5
+
+
+TWO_TESTS = """
+import pytest
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("x", [1, 2])
+def test_a(x):
+    assert x == 1
+
+@pytest.mark.gpu
+def test_b():
+    pytest.skip("no such library")
+
+def test_without_a_gpu():
+    raise AssertionError
+"""
+
+
+def test_outcomes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "backends" / "tests" / "one"
+    home.mkdir(parents=True)
+    (home / "test_x.py").write_text(TWO_TESTS)
+    monkeypatch.setattr(hardware, "CHECKOUT", tmp_path)
+    outcome = hardware._tested("one", tmp_path, os.environ)
+    assert outcome == {
+        "passed": ["test_a[1]"],
+        "failed": ["test_a[2]"],
+        "skipped": ["test_b"],
+        "problem": None,
+    }
+    assert hardware._tested("two", tmp_path, os.environ)["problem"] == "it has no tests here"
+
+
+def test_gpus_are_named_by_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 580.159.04'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert hardware._gpus() == [{"name": "NVIDIA H100 80GB HBM3", "driver": "580.159.04"}]
+
+
+def test_a_gpu_that_nothing_here_can_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hardware, "_gpus", lambda: [{"name": "NVIDIA L4", "driver": None}])
+    about = {"one": {"version": "1", "devices": [], "reason": "version 1 sees no CUDA device"}}
+    done = subprocess.CompletedProcess([], 0, f"a line\n{json.dumps(about)}\n")
+    monkeypatch.setattr(hardware, "_child", lambda *args, **options: done)
+    monkeypatch.setattr(hardware, "CHECKOUT", tmp_path)
+    assert hardware.main([]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "(NVIDIA L4)" in line
+    assert "one: version 1 sees no CUDA device" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wheels_have_to_be_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(hardware._Impossible, match="no wheels"):
+        hardware._environment(tmp_path, tmp_path)
+    monkeypatch.setattr(hardware, "NEEDED", ("numpy", "surely_not_installed"))
+    with pytest.raises(hardware._Impossible, match="lacks surely_not_installed"):
+        hardware._environment(tmp_path, None)
