@@ -6,9 +6,8 @@ running one needs a GPU. ``float32`` is computed in float32: networks are strong
 and TF32 is off unless an option asks for it.
 
 Verified so far: parsing and building with tensorrt_rtx 1.7.1, without a GPU; that every
-name used exists in those bindings, and that the names of the run path without caches,
-graphs and refitting exist in the bindings of tensorrt 10.0.1, 10.16.1 and 11.4.0; the
-order of calls, against a stand-in for the GPU; DLPack, against numpy and torch on the
-CPU. Not verified: anything on a real GPU, and anything that tensorrt itself builds.
-``docs/verified-hardware.md`` says what was run since.
+name used exists in those bindings, and those of tensorrt in its bindings 10.0.1 and
+11.4.0; the order of calls, against a stand-in for the GPU; DLPack, against numpy and
+torch on the CPU. Not verified: anything on a real GPU, refittable engines, and anything
+that tensorrt itself builds. ``docs/verified-hardware.md`` says what was run since.
 """
