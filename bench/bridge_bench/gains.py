@@ -323,7 +323,7 @@ def measure(
     """Tries every option of one backend.
 
     Args:
-        backend: One that is installed and runs on the CPU.
+        backend: The backend; if it cannot run here, the result says so of each option.
         models: The ranker in formats of which it loads one at least.
         ranker: Its description.
         cases: Rows, and with ``x2`` behind them two callers.
@@ -337,6 +337,12 @@ def measure(
         and ``us``.
     """
     ends = time.monotonic() + budget_s
+    reason = _why_not(backend)
+    if reason:
+        return [
+            {"option": one.name, "value": None, "beside": {}, "reason": reason}
+            for one in backend.options_type.describe()
+        ]
     formats = backend.capabilities(CPU).formats
     able = [model for model in models if model.format.name in formats]
     able.sort(key=lambda model: model.format.native_backend != backend.name)
@@ -364,11 +370,27 @@ def measure(
     return [found[index] for index in range(len(asked))]
 
 
-def _turn(options_type: type[Options], trial: Trial) -> tuple[bool, str]:
+def _why_not(backend: Backend) -> str:
+    """Why nothing of a backend can be measured here; empty if it can."""
+    if not backend.probe().installed:
+        return "its runtime is not installed"
+    if not backend.capabilities(CPU).predicts:
+        return f"it runs on {_listed(backend.device_kinds)} only"
+    return ""
+
+
+def _count(backend: Backend) -> int:
+    """How many trials of a backend are to be measured."""
+    if _why_not(backend):
+        return 0
+    return sum(not one.reason for one in trials(backend.options_type))
+
+
+def _turn(options_type: type[Options], trial: Trial) -> tuple[bool, bool, str]:
     prepares = (
         not trial.reason and options_type.make({**trial.beside, trial.option: trial.value}).prepares
     )
-    return prepares, str(dict(trial.beside))
+    return prepares, bool(trial.beside), str(dict(trial.beside))
 
 
 def _tried(stage: _Stage, trial: Trial, models: Sequence[ModelRef]) -> dict[str, Any]:
@@ -413,17 +435,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     models = [open_model(path) for path in given.models]
     ranker = bridge_zoo.describe("ranker", given.size)
     known = backends()
-    names = given.backend or [
-        name
-        for name, backend in known.items()
-        if backend.probe().installed and backend.capabilities(CPU).predicts
-    ]
+    names = given.backend or list(known)
     ends = time.monotonic() + given.budget_s
     # Backends that are not measured now keep what was measured before.
     document = json.loads(given.output.read_text("utf-8")) if given.output.exists() else {}
     command = f"python -m bridge_bench.gains {' '.join(path.name for path in given.models)}"
-    for left, name in zip(range(len(names), 0, -1), names, strict=True):
+    shares = {name: _count(known[name]) for name in names}
+    for name in names:
         backend = known[name]
+        left = max(sum(shares.values()), 1)
+        share_s = (ends - time.monotonic()) * shares.pop(name) / left
         document[name] = {
             "about": about(backend, command),
             "results": measure(
@@ -432,7 +453,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ranker,
                 cases=given.cases.split(","),
                 blocks=given.blocks,
-                budget_s=(ends - time.monotonic()) / left,
+                budget_s=share_s,
             ),
         }
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)

@@ -68,7 +68,7 @@ def _document(one: OptionField) -> dict[str, Any]:
 
 def _effect(one: OptionField) -> str:
     """What it does, and when another value than the default helps."""
-    return f"{one.help} {one.when}".rstrip()
+    return f"{one.help} When: {one.when}" if one.when else one.help
 
 
 def default_text(default: object) -> str:
@@ -89,7 +89,11 @@ def values_text(one: OptionField) -> str:
     text = f"{one.type} ({one.unit})" if one.unit else one.type
     low, high = one.minimum, one.maximum
     if low is not None and high is not None:
-        return f"{text}, {low:g} to {high:g}"
+        return f"{text}, {_number(low)} to {_number(high)}"
     if low is not None:
-        return f"{text}, at least {low:g}"
-    return text if high is None else f"{text}, at most {high:g}"
+        return f"{text}, at least {_number(low)}"
+    return text if high is None else f"{text}, at most {_number(high)}"
+
+
+def _number(bound: float) -> str:
+    return f"{bound:.0f}" if bound == int(bound) else f"{bound:g}"
