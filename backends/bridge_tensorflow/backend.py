@@ -89,6 +89,7 @@ class TensorflowBackend(Backend):
                 {**single, "threads": 1},
                 *([{"threads": cpus // 2}] if cpus > 3 else []),
                 {"inter_threads": 2},
+                {"spinning": True},
                 {"graph_optimizer": False},
                 {"threads": cpus},
                 {**single, "inter_threads": 2},
@@ -192,7 +193,7 @@ def _open(
                 "onednn": _has_onednn(),
                 "own_thread_pool": session.threads is not None,
                 "calling_thread": is_inline,
-                "spinning": options.spins,
+                "spinning": options.spinning,
                 "shared_weights": lease.is_shared,
             },
         )

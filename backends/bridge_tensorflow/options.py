@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from bridge import Options, option
-from bridge.cpus import default_threads, thread_budget
+from bridge.cpus import default_threads
 from bridge.errors import OptionError, nearest
 
 __all__ = ["REWRITES", "TensorflowOptions"]
@@ -59,11 +59,11 @@ class TensorflowOptions(Options):
         "overhead for each operator.",
         when="For graphs of many small operators, called with few rows.",
     )
-    spinning: bool | None = option(
-        None,
-        help="Whether idle threads wait actively for a moment, which makes calls quicker and "
-        "takes cores from others; none means yes, unless the process has a thread budget.",
-        when="false where other predictors or programs are busy on the same cores.",
+    spinning: bool = option(
+        False,
+        help="Let idle threads wait actively for a moment: it takes cores from others, the calling "
+        "thread among them.",
+        when="For large batches on cores that nobody else uses; calls of few rows get slower.",
     )
     graph_optimizer: bool = option(
         True,
@@ -185,17 +185,9 @@ class TensorflowOptions(Options):
         """XLA compiles in the first calls."""
         return self.xla
 
-    @property
-    def spins(self) -> bool:
-        """Whether idle threads wait actively."""
-        return thread_budget() is None if self.spinning is None else self.spinning
-
     def effective(self) -> Self:
         """Threads that are all there are are none; a single thread has nobody to wait for."""
         usual = default_threads()
         threads = None if self.threads == usual else self.threads
         is_alone = (threads or usual) == 1 and self.inter_threads <= 1
-        is_usual = self.spinning == (thread_budget() is None)
-        return replace(
-            self, threads=threads, spinning=None if is_alone or is_usual else self.spinning
-        )
+        return replace(self, threads=threads, spinning=self.spinning and not is_alone)

@@ -138,7 +138,7 @@ def session_config(device: Device, options: TensorflowOptions) -> Any:
         # Operators without a kernel for the device run on the CPU, as strings must.
         allow_soft_placement=is_cuda,
     )
-    config.experimental.disable_thread_spinning = not options.spins
+    config.experimental.disable_thread_spinning = not options.spinning
     if is_cuda:
         config.gpu_options.allow_growth = options.gpu_growth
         config.gpu_options.per_process_gpu_memory_fraction = options.gpu_memory_fraction or 0

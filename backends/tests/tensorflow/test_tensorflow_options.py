@@ -30,7 +30,7 @@ Y = X * np.arange(4, dtype=np.float32) + 1
         {"inter_threads": 2},
         {"graph_optimizer": False},
         {"rewrites_off": "remapping,constant_folding"},
-        {"spinning": False},
+        {"spinning": True},
         {"xla": True},
     ],
     ids=str,
@@ -147,16 +147,16 @@ def test_rewrites_are_switched_off_by_name() -> None:
     assert rewrites.memory_optimization == rewrites.NO_MEM_OPT
 
 
-def test_thread_budget_settles_threads_and_spinning() -> None:
+def test_thread_budget_settles_threads() -> None:
     usual = session_config(bridge.CPU, TensorflowOptions())
-    assert not usual.experimental.disable_thread_spinning
+    assert usual.experimental.disable_thread_spinning
+    assert not TensorflowOptions(spinning=True, threads=1).effective().spinning
+    active = session_config(bridge.CPU, TensorflowOptions(spinning=True))
+    assert not active.experimental.disable_thread_spinning
     bridge.set_thread_budget(1)
     try:
         config = session_config(bridge.CPU, TensorflowOptions())
         assert config.intra_op_parallelism_threads == 1
-        assert config.experimental.disable_thread_spinning
-        active = session_config(bridge.CPU, TensorflowOptions(spinning=True))
-        assert not active.experimental.disable_thread_spinning
         assert TensorflowOptions(threads=1).effective() == TensorflowOptions()
     finally:
         bridge.set_thread_budget(None)
