@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from bridge import CPU, Device, DType, ModelRef
 from bridge.cache import JSON, Cache, default_cache
 from bridge.cpus import cpu_flags, usable_cpus
@@ -60,6 +63,7 @@ class Program:
         limits: Sizes for which it was compiled, by input.
         is_checked: Any call may meet sizes that none has met before: they depend on values.
         origin: ``compiled``, or ``cache`` if nothing had to be compiled.
+        memory: Holds the weights of what came from the cache.
         turn: To be held while it runs, if it has one thread and sizes that vary.
         streams: Calls that run side by side.
     """
@@ -69,6 +73,7 @@ class Program:
     limits: Limits
     is_checked: bool
     origin: str = "compiled"
+    memory: npt.NDArray[np.uint8] | None = None
     turn: threading.Lock | None = field(init=False, default=None)
     streams: int = field(init=False, default=1)
 
@@ -161,12 +166,13 @@ def _kept(
     told = json.loads((folder / _PORTS).read_text("utf-8"))
     ports = Ports.from_dict(told["ports"])
     _require_float32(ports, options)
-    native = imported((folder / _BLOB).read_bytes(), place, config)
+    blob = np.memmap(folder / _BLOB, np.uint8, "c")
+    native = imported(blob, place, config)
     limits = {
         name: tuple(Limit(axis, dim, Range(*sizes)) for axis, dim, sizes in items)
         for name, items in told["limits"].items()
     }
-    return Program(native, ports, limits, told["is_checked"], origin="cache")
+    return Program(native, ports, limits, told["is_checked"], origin="cache", memory=blob)
 
 
 def _threads(config: Mapping[str, Any]) -> int:

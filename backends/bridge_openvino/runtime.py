@@ -9,6 +9,9 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from bridge.errors import BackendUnavailable
 
 __all__ = ["compiled", "core", "imported", "openvino", "require_own_process"]
@@ -82,11 +85,12 @@ def compiled(network: Any, place: str, config: Mapping[str, Any]) -> Any:
     return core().compile_model(network, place, dict(config))
 
 
-def imported(blob: bytes, place: str, config: Mapping[str, Any]) -> Any:
+def imported(blob: npt.NDArray[np.uint8], place: str, config: Mapping[str, Any]) -> Any:
     """A ``CompiledModel`` from what OpenVINO has exported; it does not check the bytes.
 
     Args:
-        blob: What ``CompiledModel.export_model`` gave.
+        blob: What ``CompiledModel.export_model`` gave; the weights stay in this memory, which
+            must outlive the result.
         place: OpenVINO's name of the device.
         config: Properties by name, those with which the model was compiled.
 
@@ -95,4 +99,5 @@ def imported(blob: bytes, place: str, config: Mapping[str, Any]) -> Any:
         RuntimeError: OpenVINO refuses the blob.
     """
     require_own_process()
-    return core().import_model(blob, place, dict(config))
+    tensor = openvino().Tensor(blob, shared_memory=True)
+    return core().import_model(tensor, place, dict(config))
