@@ -152,7 +152,10 @@ class OnnxruntimeBackend(Backend):
             device=where,
             provider=provider,
             precision=_precision(provider),
-            threads=session.get_session_options().intra_op_num_threads,
+            # A plugin has threads of its own, and does not say how many.
+            threads=None
+            if is_plugin(options)
+            else session.get_session_options().intra_op_num_threads,
             versions={"onnxruntime": onnxruntime().__version__},
             details=details,
         )
@@ -214,7 +217,7 @@ def _precision(provider: str) -> str:
 
     TensorRT's builder allows TF32 by itself, and onnxruntime has no option against it.
     """
-    if provider in (PROVIDERS["cpu"], PROVIDERS["cuda"], "OpenVINOExecutionProvider"):
+    if provider in (PROVIDERS["cpu"], PROVIDERS["cuda"]):
         return "float32"
     if "tensorrt" in provider.lower():
         return "float32" if os.environ.get("NVIDIA_TF32_OVERRIDE") == "0" else "tf32"

@@ -78,10 +78,11 @@ class OnnxruntimeOptions(Options):
     )
     cache: bool = option(
         False,
-        help="Keep the rewritten model in the bridge's cache and map it into memory from "
-        "there: all processes share its weights, and nothing is rewritten again "
-        "(optimized_model_filepath).",
-        when="Several processes serve one large model, or rewriting the graph takes long.",
+        help="Keep the rewritten model, its weights packed, in the bridge's cache and map it "
+        "into memory from there, so that all processes share its weights; each load compares "
+        "model and entry byte by byte (optimized_model_filepath).",
+        when="Several processes serve one large model, or rewriting the graph takes longer "
+        "than reading it.",
     )
     share_weights: bool = option(
         False,
@@ -123,7 +124,8 @@ class OnnxruntimeOptions(Options):
         help="What executes; none means the CPU's own provider, or cuda on a CUDA device. "
         "Else tensorrt, or the name of an installed plugin such as openvino (from the package "
         "onnxruntime-ep-openvino). TensorRT may compute float32 in TF32, which only the "
-        "environment variable NVIDIA_TF32_OVERRIDE=0 prevents.",
+        "environment variable NVIDIA_TF32_OVERRIDE=0 prevents; plugins may compute it in bfloat16 "
+        "or float16.",
         when="The plugin's own compiler is quicker on the model than onnxruntime's operators.",
     )
     cpu_nodes: bool = option(
@@ -262,8 +264,11 @@ class OnnxruntimeOptions(Options):
 
     @property
     def tier(self) -> str:
-        """``half`` with TensorRT, whose builder takes TF32 where it likes, and with the unknown."""
-        if self.provider in (None, "cuda", "openvino"):
+        """``half`` with TensorRT, whose builder takes TF32 where it likes, and with plugins.
+
+        What those compute in, they do not say: OpenVINO's takes bfloat16 where the CPU has it.
+        """
+        if self.provider in (None, "cuda"):
             return "strict"
         is_nvidia = "tensorrt" in self.provider
         is_exact = is_nvidia and os.environ.get("NVIDIA_TF32_OVERRIDE") == "0"

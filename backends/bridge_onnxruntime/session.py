@@ -88,6 +88,8 @@ def what_runs(
     if is_plugin(options):
         wanted = str(plugin_device(str(options.provider), device).ep_name)
     elif device == CPU:
+        entry = settings.get_session_config_entry("session.intra_op.allow_spinning")
+        details["spinning"] = entry == "1"
         return CPU, running[0], details
     else:
         wanted = PROVIDERS[options.provider or "cuda"]

@@ -189,6 +189,7 @@ def test_info_is_the_runtimes_own_answer() -> None:
         "providers": ["CPUExecutionProvider"],
         "execution_mode": "sequential",
         "graph_optimization": "enable_all",
+        "spinning": default_threads() > 1,
     }
     json.dumps(info.to_dict())
 

@@ -105,14 +105,17 @@ def test_the_device_of_a_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_a_plugin_says_of_itself() -> None:
-    assert OnnxruntimeOptions(provider="openvino").tier == "strict"
-    assert OnnxruntimeOptions(provider="webgpu").tier == "half"
+    assert OnnxruntimeOptions(provider="openvino").tier == "half"
     assert OnnxruntimeOptions(provider="openvino").prepares
 
 
 def test_the_openvino_plugin_runs_the_model() -> None:
     pytest.importorskip("onnxruntime_ep_openvino")
-    with load(provider="openvino") as predictor:
+    try:
+        loaded = load(provider="openvino")
+    except errors.DeviceUnavailable as error:
+        pytest.skip(f"it takes no CPU of this maker: {error.message}")
+    with loaded as predictor:
         assert str(predictor.info.device) == "cpu"
         assert predictor.info.provider == "OpenVINOExecutionProvider"
         assert set(predictor.info.details["nodes"]) == {"OpenVINOExecutionProvider"}
