@@ -13,8 +13,9 @@ import pytest
 
 import bridge
 from bridge import DType, TensorSpec
-from bridge.check import Layout
-from bridge.errors import DTypeMismatch, InputError
+from bridge.check import Layout, as_array
+from bridge.dlpack import DeviceArray
+from bridge.errors import DeviceUnavailable, DTypeMismatch, InputError
 from bridge_conformance.network import Network, Node
 from bridge_conformance.writing import writers
 
@@ -87,14 +88,14 @@ LIBRARIES: dict[str, Callable[[Array], tuple[Any, int]]] = {
 }
 
 
-def opened(name: str, format: str, dtype: DType, folder: Path) -> bridge.Predictor:
+def opened(name: str, format: str, dtype: DType, folder: Path, **said: Any) -> bridge.Predictor:
     found = bridge.backends()[name].probe()
     writer = writers()[format]
     if not found.installed or importlib.util.find_spec(writer.library) is None:
         pytest.skip(f"{name}, or what writes {format}, is not installed")
     one = network(dtype)
     signature = one.signature if format == "torchscript" else None
-    return bridge.load(writer.write(one, folder), backend=name, signature=signature)
+    return bridge.load(writer.write(one, folder), backend=name, signature=signature, **said)
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -236,6 +237,15 @@ def test_device_memory_is_refused_on_the_host(predictor: bridge.Predictor) -> No
         predictor.predict({"x": OnDevice()})
 
 
+def test_types_that_the_other_library_does_not_export_are_copied() -> None:
+    tf = pytest.importorskip("tensorflow")
+    pytest.importorskip("ml_dtypes")
+    spec = TensorSpec("x", DType.FLOAT8_E5M2, ("n",))
+    tensor = tf.cast(tf.constant([1.5, -2.0]), tf.dtypes.experimental.float8_e5m2)
+    array = as_array(spec, tensor)
+    np.testing.assert_array_equal(array, np.array([1.5, -2], DType.FLOAT8_E5M2.numpy))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("library", ["torch", "cupy"])
 def test_a_tensor_on_a_gpu_is_not_copied_behind_the_callers_back(
@@ -248,3 +258,21 @@ def test_a_tensor_on_a_gpu_is_not_copied_behind_the_callers_back(
     with pytest.raises(InputError, match="lives in device memory") as caught:
         predictor.predict({"x": tensor})
     assert caught.value.fix
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["onnxruntime", "torch"])
+def test_a_tensor_on_the_predictors_own_gpu_stays_there(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    try:
+        predictor = opened(name, BACKENDS[name], DType.FLOAT32, tmp_path, device="cuda")
+    except DeviceUnavailable as error:
+        pytest.skip(str(error))
+    with predictor:
+        tensor = torch.from_numpy(VALUES).to("cuda")
+        array, answer = received(predictor, {"x": tensor}, monkeypatch)
+        assert type(array) is DeviceArray
+        assert array.pointer == tensor.data_ptr()
+        np.testing.assert_array_equal(answer, VALUES * 3)
