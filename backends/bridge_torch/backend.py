@@ -95,10 +95,11 @@ class TorchBackend(bridge.Backend):
             threads += [{"threads": 1}, *([{"threads": cpus // 2}] if cpus > 3 else [])]
         else:
             threads += [{"tf32": True}]
+        compiled_sets = [*threads[:2], {"freezing": True}] if device == CPU else threads[:1]
         candidates: list[Mapping[str, Any] | Pruned] = list(threads)
         for execution, sets in (
             ("frozen", threads),
-            ("aot_inductor", threads[:2] if device == CPU else threads[:1]),
+            ("aot_inductor", compiled_sets),
             ("compiled", threads[:1]),
         ):
             values = {"execution": execution}
@@ -240,10 +241,19 @@ def _exported_program(model: ModelRef, device: Device, options: TorchOptions) ->
         exported = move_to_device_pass(exported, str(device))
     if options.execution == "aot_inductor":
         named = of_exported(exported, None, "AOTInductor")
+        if options.freezing and named.stateful:
+            raise _misplaced(options, "freezing", "the model changes what would be frozen")
         threads = call_threads(options.threads)
         runners = _runners(options, threads, device)
         return packaged(
-            model, exported, named, device, threads=threads, runners=runners, mode=options.mode
+            model,
+            exported,
+            named,
+            device,
+            threads=threads,
+            runners=runners,
+            mode=options.mode,
+            freezing=options.freezing,
         )
     module = flat_module(exported)
     if options.channels_last and model.live is None and isinstance(module, torch.nn.Module):

@@ -11,7 +11,7 @@ from bridge.logs import logger
 from bridge_torch.options import TorchOptions
 from bridge_torch.program import quiet
 
-__all__ = ["compiled"]
+__all__ = ["compiled", "mode_settings"]
 
 _log = logger("torch")
 
@@ -46,6 +46,22 @@ def compiled(module: Any, options: TorchOptions) -> Callable[..., Any]:
     return guard.watched(run)
 
 
+def mode_settings(mode: str, *, graphs: bool) -> dict[str, Any]:
+    """What a mode means in the compiler's settings.
+
+    Args:
+        mode: In the words of ``torch.compile``.
+        graphs: Whether calls may be replayed as CUDA graphs, where that is part of the mode.
+    """
+    import torch._inductor
+
+    if mode == "default":
+        return {}
+    name = mode if graphs else f"{mode}-no-cudagraphs"
+    # Without the tables that it prints of all it has measured.
+    return {**torch._inductor.list_mode_options(name), "autotune_num_choices_displayed": 0}
+
+
 class _Guard:
     """Counts the calls of one predictor in which something is compiled."""
 
@@ -69,7 +85,7 @@ class _Guard:
                 self._allowed,
                 self._shapes,
             )
-        settings = torch._inductor.list_mode_options(self._mode)
+        settings = mode_settings(self._mode, graphs=True)
         code = torch._inductor.compile(graph, examples, options=settings)
         if not self._is_compiling:
             self._is_compiling = True

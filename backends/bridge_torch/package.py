@@ -22,6 +22,7 @@ from bridge.cpus import cpu_flags
 from bridge.device import CPU, Device
 from bridge.errors import ShapeMismatch, UnsupportedModel, UntrustedModel
 from bridge.model import ModelRef
+from bridge_torch.compiler import mode_settings
 from bridge_torch.program import Program, quiet
 from bridge_torch.runners import Package, open_package
 from bridge_torch.shared import find, keep
@@ -57,6 +58,7 @@ def packaged(
     threads: int,
     runners: int,
     mode: str,
+    freezing: bool,
 ) -> Program:
     """A program that runs as native code, which is built if the cache does not have it.
 
@@ -68,6 +70,7 @@ def packaged(
         threads: Threads of one call, which are part of the code.
         runners: Calls that may run side by side.
         mode: How hard the compiler tries, in the words of ``torch.compile``.
+        freezing: Whether it lays weights out for the products they are for.
 
     Raises:
         UnsupportedModel: It passes more than tensors, or writes to its inputs, or has sizes
@@ -81,12 +84,13 @@ def packaged(
         import torch
         import torch._inductor
 
-    settings: dict[str, Any] = {"cpp.threads": threads}
-    if mode != "default":  # the compiled library has no use for CUDA graphs of torch's
-        settings |= torch._inductor.list_mode_options(f"{mode}-no-cudagraphs")
+    settings = {"cpp.threads": threads, **mode_settings(mode, graphs=False)}
+    if freezing:
+        settings["freezing"] = True
 
     def build(folder: Path) -> None:
-        with _building, quiet(".*"):
+        # torch freezes only what cannot be trained.
+        with _building, quiet(".*"), torch.no_grad():
             torch._inductor.aoti_compile_and_package(
                 exported,
                 package_path=str(folder / "model.pt2"),
@@ -105,6 +109,7 @@ def packaged(
         "hardware": list(hardware),
         "threads": threads,
         "mode": mode,
+        "freezing": freezing,
     }
     folder = default_cache().entry("aot-inductor", parts, build, executable=True)
     index = -1 if device == CPU else device.index

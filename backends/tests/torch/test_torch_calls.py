@@ -204,6 +204,7 @@ def test_one_code_for_all_sizes_is_not_compiled_again() -> None:
         ({"recompiles": 3}, "recompiles-without-compiled"),
         ({"mode": "max-autotune"}, "mode-without-compiler"),
         ({"mode": "reduce-overhead", "execution": "aot_inductor"}, "mode-without-compiler"),
+        ({"freezing": True}, "freezing-without-aot-inductor"),
         ({"runners": 2, "execution": "frozen"}, "runners-elsewhere"),
         ({"channels_last": True, "execution": "aot_inductor"}, "channels-last-with-aot-inductor"),
         ({"autocast": "bf16", "execution": "frozen"}, "autocast-of-fixed-code"),

@@ -16,7 +16,13 @@ import pytest
 
 import bridge
 from bridge.cache import default_cache
-from bridge.errors import OptionError, ShapeMismatch, UnsupportedModel, UntrustedModel
+from bridge.errors import (
+    ModelLoadFailed,
+    OptionError,
+    ShapeMismatch,
+    UnsupportedModel,
+    UntrustedModel,
+)
 from bridge.loading import open_model
 from bridge.model import ModelRef
 
@@ -114,6 +120,25 @@ def test_a_program_is_compiled_into_the_cache(built: tuple[Path, bridge.Predicto
         assert again.predict(rows(3))["out"].shape == (3, 3)
     (entry,) = default_cache().ls()
     assert entry.used_s >= started
+
+
+def test_options_reach_the_compiler(
+    built: tuple[Path, bridge.Predictor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what torch is asked for: compiling is slow, and its effects are torch's to test."""
+    seen = []
+
+    def refuse(*_: Any, inductor_configs: dict[str, Any], package_path: str) -> None:
+        seen.append({**inductor_configs, "grad": torch.is_grad_enabled()})
+        raise RuntimeError(f"nothing was put at {Path(package_path).name}")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", refuse)
+    options = {"execution": "aot_inductor", "freezing": True, "mode": "max-autotune", "threads": 3}
+    with pytest.raises(ModelLoadFailed, match=r"nothing was put at model\.pt2"):
+        bridge.load(built[0], options=options)
+    wanted = {"freezing": True, "max_autotune": True, "cpp.threads": 3, "grad": False}
+    assert wanted.items() <= seen[0].items()
+    assert "triton.cudagraphs" not in seen[0]
 
 
 def test_conditions_that_ranges_do_not_hold_are_asked_in_each_call() -> None:
