@@ -15,11 +15,12 @@ runtime can see a field here overlooked.
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
-from bridge.errors import InvalidModel
+from bridge.errors import InvalidModel, OutOfMemory
 
 __all__ = [
     "FIXED32",
@@ -290,6 +291,7 @@ def opened(source: Path | bytes, *, max_fields: int = MAX_FIELDS) -> Iterator[Sp
 
     Raises:
         OSError: The file cannot be opened.
+        OutOfMemory: There is no room to map it.
     """
     if isinstance(source, bytes):
         yield Span(source, max_fields=max_fields)
@@ -298,5 +300,14 @@ def opened(source: Path | bytes, *, max_fields: int = MAX_FIELDS) -> Iterator[Sp
         if not stream.seek(0, 2):
             yield Span(b"", max_fields=max_fields)
             return
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise OutOfMemory(
+                f"'{source}' cannot be mapped into the memory that this process may use.",
+                fix="Raise its limit of address space (ulimit -v).",
+            ) from error
+        with data:
             yield Span(data, max_fields=max_fields)
