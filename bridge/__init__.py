@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bridge.binding import Bound
     from bridge.capabilities import Capabilities, ThreadSafety
     from bridge.check import Layout
+    from bridge.conversion import convert
     from bridge.cpus import set_thread_budget, thread_budget
     from bridge.device import CPU, Device
     from bridge.diagnosis import doctor
@@ -58,6 +59,7 @@ _HOMES = {
     "TensorSpec": "signature",
     "ThreadSafety": "capabilities",
     "backends": "loading",
+    "convert": "conversion",
     "doctor": "diagnosis",
     "find_runtime": "backend",
     "hookimpl": "hookspecs",
@@ -93,6 +95,7 @@ __all__ = [
     "TensorSpec",
     "ThreadSafety",
     "backends",
+    "convert",
     "doctor",
     "find_runtime",
     "hookimpl",

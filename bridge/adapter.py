@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import importlib.metadata
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
@@ -16,6 +18,7 @@ from bridge.errors import (
     ConversionError,
     ErrorRule,
     UnsupportedModel,
+    UntrustedModel,
     translate,
 )
 from bridge.logs import logger, native_output
@@ -24,6 +27,8 @@ from bridge.options import Options
 
 __all__ = ["Adapter"]
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
 
 class Adapter(ABC):
     """One conversion. Instances are cheap, stateless and import nothing heavy.
@@ -31,14 +36,22 @@ class Adapter(ABC):
     Attributes:
         name: Unique name, such as ``onnx-to-engine``.
         sources: Names of the formats it reads.
-        target: Name of the format it writes.
+        target: Name of the format it writes; may be one that it reads, for optimisers.
         options_type: Its typed options.
+        distributions: Those that do the work; a kept result depends on their versions.
+        needs_trust: Converting a model may run code that is in it.
+        makes_code: The result is native code, which is loaded only where it is trusted.
+        timeout_s: How long a conversion may take where the caller does not say.
     """
 
     name: ClassVar[str]
     sources: ClassVar[frozenset[str]]
     target: ClassVar[str]
     options_type: ClassVar[type[Options]] = Options
+    distributions: ClassVar[tuple[str, ...]] = ()
+    needs_trust: ClassVar[bool] = False
+    makes_code: ClassVar[bool] = False
+    timeout_s: ClassVar[float] = 600.0
 
     @abstractmethod
     def probe(self) -> Availability:
@@ -48,9 +61,28 @@ class Adapter(ABC):
     def _convert(self, model: ModelRef, target: Path, options: Any) -> Mapping[str, Any]:
         """Writes the converted model to ``target``; written by the author.
 
+        The result keeps the names, dtypes and dims of inputs and outputs. What it cannot
+        keep is told in the facts: ``renamed`` maps old names to new ones.
+
+        Args:
+            model: A model that is not refused, already checked.
+            target: Path to write to. Files that belong to it go beside it, with names that
+                begin with its stem: the folder is empty.
+            options: An instance of ``options_type``.
+
         Returns:
             Facts about the result, JSON types, shown by ``bridge convert``.
         """
+
+    def versions(self) -> dict[str, str]:
+        """Versions of ``distributions``, those that are installed; imports nothing heavy."""
+        found = {}
+        for name in self.distributions:
+            try:
+                found[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+        return found
 
     def error_rules(self) -> tuple[ErrorRule, ...]:
         """Table of the converter's exceptions, special ones first."""
@@ -59,6 +91,12 @@ class Adapter(ABC):
     def refuse(self, model: ModelRef) -> Refusal | None:
         """Why it cannot take this model; ``None`` if it may."""
         if model.format.name in self.sources:
+            if self.needs_trust and not model.trust:
+                return Refusal(
+                    f"adapter '{self.name}' may run code that is in the model.",
+                    "Pass trust=True (--trust) if you know who made the file.",
+                    {"trust": "needed"},
+                )
             return None
         return Refusal(
             f"adapter '{self.name}' reads {', '.join(sorted(self.sources))}, "
@@ -77,7 +115,9 @@ class Adapter(ABC):
         Raises:
             BackendUnavailable: The converter is not installed.
             UnsupportedModel: It does not read this format, or an operator.
-            ConversionError: The converter failed, or the target exists already.
+            UntrustedModel: Converting may run code of the model, which is not trusted.
+            ConversionError: The converter failed, the target exists already, or the disk
+                is full.
         """
         found = self.probe()
         if not found.installed:
@@ -86,7 +126,8 @@ class Adapter(ABC):
             )
         refusal = self.refuse(model)
         if refusal is not None:
-            raise UnsupportedModel(refusal.reason, fix=refusal.fix or None, model=model.name)
+            kind = UntrustedModel if "trust" in refusal.detail else UnsupportedModel
+            raise kind(refusal.reason, fix=refusal.fix or None, model=model.name)
         chosen = self.options_type.make(options)
         if target.exists():
             raise ConversionError(
@@ -106,18 +147,45 @@ class Adapter(ABC):
                 model=model.name,
             ) from error
         try:
-            made = work / target.name
             with native_output(logger(self.name)):
-                facts = self._convert(model, made, chosen)
-            made.replace(target)
+                facts = self._convert(model, work / target.name, chosen)
+            _move(work, target)
             return facts
         except BridgeError as error:
             error.model = error.model or model.name
             raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in _FULL:
+                raise ConversionError(
+                    f"there is no room in '{target.parent}' for the converted model.",
+                    fix="Make room, or choose another path.",
+                    model=model.name,
+                    full=True,
+                ) from error
             frame = f"{self.name} could not convert {model.name}"
             raise translate(
                 error, self.error_rules(), ConversionError, frame=frame, model=model.name
             ) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _move(work: Path, target: Path) -> None:
+    """Everything that was written goes to its place, the target last: then all of it is there."""
+    beside = [target.parent / item.name for item in work.iterdir() if item.name != target.name]
+    for place in beside:
+        if place.exists():
+            raise ConversionError(
+                f"'{place}', which belongs to the converted model, exists already.",
+                fix="Remove it, or choose another path.",
+            )
+    moved: list[Path] = []
+    try:
+        for place in beside:
+            (work / place.name).replace(place)
+            moved.append(place)
+        (work / target.name).replace(target)
+    except BaseException:
+        for place in moved:
+            place.unlink(missing_ok=True)
+        raise

@@ -140,6 +140,36 @@ class Worker:
             zero_rows=bool(answer["zero_rows"]),
         )
 
+    def convert(
+        self,
+        model: str | PathLike[str],
+        adapter: str,
+        target: str | PathLike[str],
+        *,
+        options: Options | Mapping[str, Any] | Sequence[str] | None = None,
+        signature: str | Signature | None = None,
+        trust: bool = False,
+        timeout_s: float = 600.0,
+    ) -> dict[str, Any]:
+        """Converts a model, given by its path, in the child; as ``Adapter.convert``.
+
+        Returns:
+            What the adapter says about the result.
+        """
+        answer, _ = self._request(
+            {
+                "do": "convert",
+                "model": str(model),
+                "adapter": adapter,
+                "target": str(target),
+                "options": _plain(options),
+                "signature": signature.to_dict() if isinstance(signature, Signature) else signature,
+                "trust": trust,
+            },
+            timeout_s=timeout_s,
+        )
+        return dict(answer["facts"])
+
     def unload(self, slot: int = 0, *, timeout_s: float = 60.0) -> None:
         """Closes the predictor of a slot and forgets its outputs; an empty slot is fine."""
         self._request({"do": "unload", "slot": slot}, timeout_s=timeout_s)

@@ -14,6 +14,7 @@ wrong. Requests, by their field ``do``:
 ``measure``  slot, key, calls, discard, callers, split_rows, ... -> elapsed_ns, cpu_ns, drift
              and the array ``ns``
 ``null``     calls -> array ``ns`` of calls that do nothing
+``convert``  model, adapter, target, options, signature, trust -> facts
 ``lane``     slot, with ``Lane.descriptors`` waiting in the socket: serves a lane
 ``memory``   reset_peak -> rss_bytes, peak_rss_bytes
 ``close``    ends the process
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import socket
@@ -40,7 +42,7 @@ from bridge import logs, message
 from bridge.check import Arrays
 from bridge.errors import BridgeError, PredictError
 from bridge.lane import serve
-from bridge.loading import load
+from bridge.loading import load, open_model
 from bridge.memory import resident_bytes
 from bridge.predictor import Predictor
 from bridge.registry import registry
@@ -167,6 +169,17 @@ class _Service:
         found, _, _ = timed(null_call, [{}], request["calls"], discard=10)
         return {}, {"ns": found.ns}
 
+    def convert(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
+        signature = request["signature"]
+        model = open_model(
+            request["model"],
+            signature=Signature.from_dict(signature) if isinstance(signature, dict) else signature,
+            trust=request["trust"],
+        )
+        adapter = registry().adapters.get(request["adapter"])
+        facts = adapter.convert(model, Path(request["target"]), options=request["options"])
+        return {"facts": json.loads(json.dumps(dict(facts), default=str))}, {}
+
     def lane(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
         _, descriptors, _, _ = socket.recv_fds(self._lanes, 16, 4)
         call = self.predictor(request["slot"]).predict
@@ -268,6 +281,7 @@ def main() -> int:
         "outputs": service.outputs,
         "measure": service.measure,
         "null": service.null,
+        "convert": service.convert,
         "lane": service.lane,
         "memory": service.memory,
     }

@@ -23,6 +23,7 @@ PACKAGES = {
     "bridge_tensorflow": {"bridge"},
     "bridge_tensorrt": {"bridge"},
     "bridge_reference": {"bridge"},
+    "bridge_convert": {"bridge"},
     "bridge_bench": {"bridge", "bridge_zoo"},
     "bridge_zoo": {"bridge"},
     "bridge_conformance": {"bridge"},
@@ -109,7 +110,13 @@ def test_packages_are_typed(package: str) -> None:
 
 @pytest.mark.parametrize("package", [name for name in PACKAGES if name.startswith("bridge_")])
 def test_backends_share_their_file_names(package: str) -> None:
-    if package in {"bridge_bench", "bridge_zoo", "bridge_cli", "bridge_conformance"}:
+    if package in {
+        "bridge_bench",
+        "bridge_zoo",
+        "bridge_cli",
+        "bridge_conformance",
+        "bridge_convert",
+    }:
         return
     names = {path.name for path in sources(package)}
     shared = {"plugin.py", "backend.py", "predictor.py", "options.py", "native.py"}

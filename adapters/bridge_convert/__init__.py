@@ -1,0 +1,1 @@
+"""Conversions between formats, each by a well-kept converter; see ``bridge.conversion``."""

@@ -1,0 +1,126 @@
+"""TorchScript to ONNX, by torch's older exporter, and to OpenVINO IR."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import bridge
+from bridge.errors import ErrorRule
+from bridge_convert import openvino_ir
+from bridge_convert.saved_model import OnnxOptions
+from bridge_convert.signature import available, name_onnx
+from bridge_convert.tracing import examples, export_onnx, quiet, traced
+
+__all__ = ["TorchscriptToIr", "TorchscriptToOnnx"]
+
+
+class _FromTorchscript(bridge.Adapter):
+    """TorchScript states neither dtypes nor shapes: the caller has to."""
+
+    sources = frozenset({"torchscript"})
+
+    def refuse(self, model: bridge.ModelRef) -> bridge.Refusal | None:
+        refusal = super().refuse(model)
+        if refusal is not None:
+            return refusal
+        stated = model.declared
+        if stated is None or any(one.dtype is None or one.shape is None for one in stated.required):
+            return bridge.Refusal(
+                "TorchScript states no dtypes and no shapes, which a converted model has to state.",
+                "Pass signature=bridge.Signature(...), or --signature FILE.json.",
+            )
+        return None
+
+
+class TorchscriptToOnnx(_FromTorchscript):
+    """Dims that the stated signature leaves open stay open."""
+
+    name = "torchscript-to-onnx"
+    target = "onnx"
+    options_type = OnnxOptions
+    distributions = ("torch", "onnx")
+
+    def probe(self) -> bridge.Availability:
+        found = bridge.find_runtime("torch", ("torch",), "torch")
+        return found if not found.installed else available(("onnx", "onnx"))
+
+    def _convert(
+        self, model: bridge.ModelRef, target: Path, options: OnnxOptions
+    ) -> Mapping[str, Any]:
+        import onnx
+
+        with quiet():
+            signature = _stated(model)
+            tensors = examples(signature)
+            module = _loaded(model)
+            outputs = export_onnx(
+                lambda: traced(module, tensors),
+                tensors,
+                signature,
+                target,
+                min(options.opset, _NEWEST_OPSET),
+            )
+            proto = onnx.load(str(target))
+            name_onnx(proto, _with_outputs(signature, outputs))
+            onnx.save_model(proto, str(target))
+        return {"opset": min(options.opset, _NEWEST_OPSET), "nodes": len(proto.graph.node)}
+
+
+class TorchscriptToIr(_FromTorchscript):
+    """Dims that the stated signature leaves open stay open."""
+
+    name = "torchscript-to-openvino_ir"
+    target = "openvino_ir"
+    distributions = ("openvino", "torch")
+
+    def probe(self) -> bridge.Availability:
+        found = bridge.find_runtime("torch", ("torch",), "torch")
+        return found if not found.installed else openvino_ir.probe()
+
+    def error_rules(self) -> tuple[ErrorRule, ...]:
+        return openvino_ir.error_rules()
+
+    def _convert(
+        self, model: bridge.ModelRef, target: Path, options: bridge.Options
+    ) -> Mapping[str, Any]:
+        with quiet():
+            import openvino
+
+            signature = _stated(model)
+            tensors = examples(signature)
+            frozen, outputs = traced(_loaded(model), tensors)
+            network = openvino.convert_model(frozen, example_input=tensors)
+            return openvino_ir.save_in_order(network, _with_outputs(signature, outputs), target)
+
+
+_NEWEST_OPSET = 20  # of torch's older exporter
+
+
+def _stated(model: bridge.ModelRef) -> bridge.Signature:
+    """The stated signature, its inputs in the order of the arguments."""
+    assert model.declared is not None
+    known = model.facts.signatures.get("")
+    if known is None:
+        return model.declared
+    order = {name: index for index, name in enumerate(known.input_names)}
+    inputs = sorted(model.declared.inputs, key=lambda one: order.get(one.name, len(order)))
+    return bridge.Signature(tuple(inputs), model.declared.outputs)
+
+
+def _with_outputs(signature: bridge.Signature, outputs: tuple[str, ...]) -> bridge.Signature:
+    """The signature with these outputs, in this order; what it says of others is lost."""
+    known = {spec.name: spec for spec in signature.outputs}
+    if len(known) == len(outputs) and not set(known) & set(outputs):
+        known = dict(zip(outputs, known.values(), strict=True))  # the caller's names, in order
+    found = tuple(known.get(name) or bridge.TensorSpec(name, None, None) for name in outputs)
+    return bridge.Signature(signature.inputs, found)
+
+
+def _loaded(model: bridge.ModelRef) -> Any:
+    import torch
+
+    return torch.jit.load(  # type: ignore[no-untyped-call]
+        str(model.file), map_location="cpu"
+    ).eval()

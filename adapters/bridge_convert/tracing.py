@@ -1,0 +1,126 @@
+"""torch programs of any kind as traced functions over flat tensors, as older exporters want.
+
+Tracing a scripted module keeps its control flow: what is traced is only the function around
+it, which turns nested results into a tuple. Freezing then inlines and folds all of it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import bridge
+from bridge.errors import ConversionError, UnsupportedModel
+from bridge.formats.torch.structure import named_leaves
+
+__all__ = ["examples", "export_onnx", "quiet", "traced"]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences warnings, those about deprecation of what is used here among them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def examples(signature: bridge.Signature) -> tuple[Any, ...]:
+    """Tensors of zeros that fit a signature, in its order; free dims of rows are 2.
+
+    Raises:
+        UnsupportedModel: A dtype or shape is not known.
+    """
+    import torch
+
+    try:
+        arrays = signature.zeros(2)
+        return tuple(torch.from_numpy(arrays[spec.name]) for spec in signature.required)
+    except (TypeError, ValueError) as error:
+        raise UnsupportedModel(
+            f"no example can be made to trace the model with: {error}",
+            fix="State dtype and shape of each input: signature=, or --signature FILE.json.",
+        ) from error
+
+
+def traced(call: Any, tensors: tuple[Any, ...]) -> tuple[Any, tuple[str, ...]]:
+    """A frozen function of flat tensors, and the names of its results.
+
+    Args:
+        call: A module that takes these tensors.
+        tensors: See ``examples``.
+
+    Raises:
+        UnsupportedModel: A result is no tensor.
+    """
+    import torch
+
+    with torch.no_grad():
+        leaves = named_leaves(call(*tensors))
+    odd = [name for name, leaf in leaves if not isinstance(leaf, torch.Tensor)]
+    if odd:
+        raise UnsupportedModel(
+            f"the model's result '{odd[0]}' is no tensor.", fix="Return tensors only."
+        )
+
+    class Flat(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = call
+
+        def forward(self, *given: Any) -> Any:
+            found = tuple(leaf for _, leaf in named_leaves(self.inner(*given)))
+            return found[0] if len(found) == 1 else found
+
+    with torch.no_grad():
+        trace: Any = torch.jit.trace(  # type: ignore[no-untyped-call]
+            Flat().eval(), tensors, check_trace=False, strict=False
+        )
+        return torch.jit.freeze(trace.eval()), tuple(name for name, _ in leaves)
+
+
+def export_onnx(
+    make: Callable[[], tuple[Any, tuple[str, ...]]],
+    tensors: tuple[Any, ...],
+    signature: bridge.Signature,
+    target: Path,
+    opset: int,
+) -> tuple[str, ...]:
+    """Writes a traced function as ONNX with torch's older exporter; names of its outputs.
+
+    Raises:
+        ConversionError: An operator is not known to it, by name.
+    """
+    import torch
+
+    frozen, outputs = make()
+    axes: dict[str, dict[int, str]] = {}
+    for spec in signature.required:
+        for axis, size in enumerate(spec.shape or ()):
+            if not isinstance(size, int):
+                axes.setdefault(spec.name, {})[axis] = size or f"{spec.name}_{axis}"
+    by_name = {spec.name: spec for spec in signature.outputs}
+    for name in outputs:
+        shape = by_name[name].shape if name in by_name else None
+        for axis, size in enumerate(shape or ()):
+            if not isinstance(size, int):
+                axes.setdefault(name, {})[axis] = size or f"{name}_{axis}"
+    try:
+        torch.onnx.export(
+            frozen,
+            tensors,
+            str(target),
+            dynamo=False,
+            opset_version=opset,
+            input_names=[spec.name for spec in signature.required],
+            output_names=list(outputs),
+            dynamic_axes=axes,
+        )
+    except torch.onnx.errors.UnsupportedOperatorError as error:
+        raise ConversionError(
+            f"torch.onnx cannot convert the operator: {str(error).splitlines()[0]}",
+            fix="Try another route: 'bridge routes' shows them.",
+        ) from error
+    return outputs

@@ -1,0 +1,366 @@
+"""``bridge.convert``: a model in another format, verified against its source, and kept.
+
+Each conversion runs in a process of its own with a deadline. The result is then run
+beside its source on generated inputs, each on the backend native to its format, before
+anybody gets to see it. Results are kept in the cache by content of the model, route,
+versions of the converters and options, so that the next call costs nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from bridge import proof, staging
+from bridge.cache import default_cache
+from bridge.check import Arrays
+from bridge.cpus import cpu_flags
+from bridge.errors import (
+    BackendUnavailable,
+    BridgeError,
+    CacheError,
+    ConversionError,
+    PredictTimeout,
+    UnsupportedModel,
+    UntrustedModel,
+    WorkerDied,
+)
+from bridge.isolation import Worker
+from bridge.loading import open_model
+from bridge.model import ModelRef
+from bridge.options import Options
+from bridge.proof import Proof
+from bridge.registry import registry
+from bridge.routes import Route, find_routes, named_route, require_target
+from bridge.signature import Signature
+
+__all__ = ["Attempt", "Converted", "convert"]
+
+_ABOUT = "conversion.json"
+_SCHEMA = 1
+
+_Given = Options | Mapping[str, Any] | Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A route that was tried in vain: its name, and what happened."""
+
+    route: str
+    error: BridgeError
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A converted model.
+
+    Attributes:
+        path: The file or folder, in the cache: read only.
+        target: Name of its format.
+        route: Names of the adapters that made it, joined by ``+``.
+        facts: What each adapter says about its result, by name.
+        proof: How it compares with its source; ``None`` if that was not asked for.
+        convert_s: How long converting took, when it was done.
+        is_cached: It was there already.
+        failed: Routes that were tried before.
+        makes_code: It is native code: ``bridge.load`` wants ``trust=True`` for it.
+        signature: What to state when it is loaded; ``None`` where its bytes tell.
+    """
+
+    path: Path
+    target: str
+    route: str
+    facts: Mapping[str, Mapping[str, Any]]
+    proof: Proof | None
+    convert_s: float
+    is_cached: bool = False
+    failed: tuple[Attempt, ...] = field(default=(), compare=False)
+    makes_code: bool = False
+    signature: Signature | None = None
+
+    def open(self) -> ModelRef:
+        """The converted model, as ``bridge.load`` takes it."""
+        return open_model(self.path, signature=self.signature, trust=self.makes_code)
+
+
+def convert(
+    model: object,
+    target: str,
+    *,
+    route: Sequence[str] | None = None,
+    options: Mapping[str, _Given] | None = None,
+    signature: str | Signature | None = None,
+    trust: bool = False,
+    verify: bool = True,
+    inputs: Sequence[Arrays] | None = None,
+    tolerance: tuple[float, float] | None = None,
+    timeout_s: float | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Converted:
+    """Converts a model on disk to another format.
+
+    Routes are tried in order, the shortest first, until one succeeds.
+
+    Args:
+        model: Path of the model.
+        target: Name of the format to write.
+        route: Names of the adapters to use, in order; ``None`` tries every route.
+        options: Options by name of the adapter.
+        signature: Which of a SavedModel's signatures to convert, or a whole ``Signature``
+            for formats that hold none (TorchScript).
+        trust: The model may run code of its own.
+        verify: Run the result beside its source. Where no backend here can run it (an
+            engine without its GPU), the proof says so instead.
+        inputs: Sets of inputs to verify with; ``None`` makes some up, see ``bridge.proof``.
+        tolerance: ``(atol, rtol)`` of floats; ``None`` is that of the strict gate. Other
+            values have to be equal.
+        timeout_s: Longest time of one conversion, and of verifying; ``None`` leaves it to
+            the adapters.
+        tell: Called with one line of text now and then.
+
+    Raises:
+        BackendNotFound: There is no such format or adapter.
+        BackendUnavailable: What converts, or what the result is to be compared with, is
+            not installed.
+        UnsupportedModel: No route leads there, or all refuse.
+        ConversionError: All routes failed: a converter raised, crashed or took too long,
+            the result computes something else, or the disk is full.
+            ``detail["attempts"]`` says which route failed and why.
+        ModelError: The model cannot be opened.
+    """
+    found = open_model(model, signature=signature, trust=trust)
+    source = found.file  # live objects cannot go to another process
+    require_target(target)
+    ways = (named_route(found, route),) if route else find_routes(found, target)
+    if not ways:
+        raise UnsupportedModel(
+            f"no adapter turns {found.format.name} into {target}.",
+            fix="'bridge routes' shows what there is.",
+            model=found.name,
+        )
+    if ways[-1].target != target:
+        raise UnsupportedModel(
+            f"the route {ways[-1].name} leads to {ways[-1].target}, not {target}.",
+            fix="Name adapters that lead there, or leave the route out.",
+            model=found.name,
+        )
+    found.format.check(found)
+    possible = [one for one in ways if one.status == "possible"]
+    if not possible:
+        raise _impossible(found, ways[0])
+    job = _Job(found, source, options or {}, verify, inputs, tolerance, timeout_s, tell)
+    attempts: list[Attempt] = []
+    for way in possible:
+        try:
+            made = job.run(way)
+        except BridgeError as error:
+            if "full" in error.detail:  # the next route would find no room either
+                raise
+            attempts.append(Attempt(way.name, error))
+            tell(f"{way.name} failed: {error.message}")
+            continue
+        return dataclasses.replace(made, failed=tuple(attempts))
+    raise _failed(found, attempts)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is asked for, whichever route it takes."""
+
+    model: ModelRef
+    source: Path
+    options: Mapping[str, _Given]
+    verify: bool
+    inputs: Sequence[Arrays] | None
+    tolerance: tuple[float, float] | None
+    timeout_s: float | None
+    tell: Callable[[str], None]
+
+    def run(self, route: Route) -> Converted:
+        chosen = {
+            one.name: one.options_type.make(self.options.get(one.name)) for one in route.adapters
+        }
+        tolerance = self.tolerance or proof.STRICT
+        parts: dict[str, Any] = {
+            "schema": _SCHEMA,
+            "model": self.model.digest,
+            "format": self.model.format.name,
+            "signature": self.model.signature_key
+            if self.model.declared is None
+            else self.model.declared.to_dict(),
+            "route": [
+                {
+                    "adapter": one.name,
+                    "versions": one.versions(),
+                    "options": _plain(chosen[one.name]),
+                }
+                for one in route.adapters
+            ],
+            # Whether these inputs were passed is no property of the result, but nobody who
+            # asks for it shall get one that was not looked at.
+            "verified": list(tolerance) if self.verify else None,
+            "inputs": None if self.inputs is None else proof.digest(self.inputs),
+        }
+        was_built = []
+
+        def build(folder: Path) -> None:
+            was_built.append(True)
+            self._build(route, chosen, folder, tolerance)
+
+        try:
+            folder = self._folder(route, parts, build)
+        except CacheError as error:
+            raise self._no_room(error) from error
+        except BridgeError:
+            raise
+        except OSError as error:
+            raise self._no_room(error) from error
+        about = json.loads((folder / _ABOUT).read_text("utf-8"))
+        stated = about["signature"]
+        return Converted(
+            path=folder / about["file"],
+            target=route.target,
+            route=route.name,
+            facts=about["facts"],
+            proof=None if about["proof"] is None else Proof.from_dict(about["proof"]),
+            convert_s=about["convert_s"],
+            is_cached=not was_built,
+            makes_code=route.makes_code,
+            signature=None if stated is None else Signature.from_dict(stated),
+        )
+
+    def _no_room(self, error: OSError) -> ConversionError:
+        return ConversionError(
+            f"the converted model cannot be kept: {error}",
+            fix="Make room, or set BRIDGE_CACHE_DIR and TMPDIR to a disk with some.",
+            model=self.model.name,
+            full=True,
+        )
+
+    def _folder(self, route: Route, parts: dict[str, Any], build: Callable[[Path], None]) -> Path:
+        """The folder with the result, from the cache where all that it depends on is known."""
+        if all(one.distributions for one in route.adapters):
+            if route.makes_code:  # for this very CPU
+                parts["hardware"] = [platform.machine(), *sorted(cpu_flags())]
+            return default_cache().entry("conversion", parts, build, executable=route.makes_code)
+        folder = Path(tempfile.mkdtemp(prefix="bridge-convert-"))
+        staging.delete_at_exit(folder)
+        build(folder)
+        return folder
+
+    def _build(
+        self, route: Route, chosen: Mapping[str, Options], folder: Path, tolerance: Any
+    ) -> None:
+        model, signature = self.source, self.model.declared or self.model.signature_key
+        facts: dict[str, Any] = {}
+        started = perf_counter()
+        work = folder / "steps"
+        work.mkdir()
+        for adapter in route.adapters:
+            self.tell(f"converting {self.model.name}: {adapter.name}")
+            is_last = adapter is route.adapters[-1]
+            place = folder if is_last else work
+            made = place / _file_name(self.source, adapter.target)
+            with Worker() as worker:
+                try:
+                    facts[adapter.name] = worker.convert(
+                        model,
+                        adapter.name,
+                        made,
+                        options=chosen[adapter.name],
+                        signature=signature,
+                        trust=self.model.trust,
+                        timeout_s=self.timeout_s or adapter.timeout_s,
+                    )
+                except (WorkerDied, PredictTimeout) as error:
+                    raise _ended(adapter.name, self.model, error) from error
+            model = made
+            signature = None  # the one that was chosen is the only one of the result
+        shutil.rmtree(work)
+        convert_s = perf_counter() - started
+        found: Proof | None = None
+        stated = None
+        if self.verify:
+            self.tell(f"verifying {self.model.name} as {route.target}")
+            found, stated = proof.verify(
+                self.model,
+                model,
+                route.target,
+                is_code=route.makes_code,
+                renamed=facts[route.adapters[-1].name].get("renamed", {}),
+                inputs=self.inputs,
+                tolerance=tolerance,
+                timeout_s=self.timeout_s,
+            )
+        about = {
+            "file": model.name,
+            "facts": facts,
+            "convert_s": convert_s,
+            "proof": None if found is None else found.to_dict(),
+            "signature": stated.to_dict() if stated is not None and route.makes_code else None,
+        }
+        (folder / _ABOUT).write_text(json.dumps(about), "utf-8")
+
+
+def _file_name(source: Path, target: str) -> str:
+    """The source's name with the usual suffix of the target's format."""
+    known = {one.name: one for one in registry().formats}.get(target)
+    stem = source.stem if source.is_file() else source.name
+    return f"{stem}{known.suffixes[0] if known is not None and known.suffixes else ''}"
+
+
+def _plain(options: Options) -> dict[str, Any]:
+    return json.loads(json.dumps(options.to_dict(), default=str, sort_keys=True))  # type: ignore[no-any-return]
+
+
+def _ended(adapter: str, model: ModelRef, error: WorkerDied | PredictTimeout) -> ConversionError:
+    log = str(error.detail.get("log", ""))
+    if isinstance(error, PredictTimeout):
+        return ConversionError(
+            f"{adapter} did not finish {model.name} within {error.detail['timeout_s']:g} s.",
+            fix="Give it more time (timeout_s=, --timeout), or try another route.",
+            model=model.name,
+            log=log,
+            timeout_s=error.detail["timeout_s"],
+        )
+    return ConversionError(
+        f"{adapter} crashed on {model.name}: {error.message}",
+        fix="What it printed is in detail['log']; try another route.",
+        model=model.name,
+        log=log,
+    )
+
+
+def _impossible(model: ModelRef, route: Route) -> BridgeError:
+    kind: type[BridgeError] = UnsupportedModel
+    if route.status == "not installed":
+        kind = BackendUnavailable
+    elif "may run code" in route.reason:
+        kind = UntrustedModel
+    return kind(
+        f"the route {route.name} cannot be taken: {route.reason}",
+        fix=route.fix or "'bridge routes' shows the others.",
+        model=model.name,
+    )
+
+
+def _failed(model: ModelRef, attempts: Sequence[Attempt]) -> BridgeError:
+    first = attempts[0].error
+    if len(attempts) == 1:
+        first.detail.setdefault("attempts", [{"route": attempts[0].route, "error": first.message}])
+        return first
+    told = "; ".join(f"{one.route}: {one.error.message}" for one in attempts)
+    return ConversionError(
+        f"no route could convert {model.name}: {told}",
+        fix=first.fix,
+        model=model.name,
+        attempts=[{"route": one.route, "error": one.error.message} for one in attempts],
+    )

@@ -1,0 +1,361 @@
+"""Whether a converted model computes what its source computes.
+
+Both run on generated inputs, each in a process of its own on the backend native to its
+format: two sizes of the dim that counts rows, two draws each. Floats are drawn from a
+normal distribution, whole numbers from the ids of the table that they index where the
+model tells it, else from 0 and 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bridge.check import Arrays
+from bridge.device import CPU
+from bridge.dtypes import DType
+from bridge.errors import (
+    BridgeError,
+    ConversionError,
+    DeviceUnavailable,
+    OutOfMemory,
+    PredictError,
+)
+from bridge.isolation import Worker
+from bridge.model import ModelRef
+from bridge.registry import registry
+from bridge.routes import runners
+from bridge.signature import Signature
+
+__all__ = ["STRICT", "Difference", "Proof", "digest", "generated", "verify"]
+
+STRICT = (1e-5, 1e-4)
+"""``(atol, rtol)``: float32 sums in another order, over some thousand terms."""
+
+_ROWS = (1, 4)
+_DRAWS = 2
+_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One output of the result against that of the source, the worst over all calls.
+
+    Attributes:
+        output: Its name in the source.
+        max_abs: Largest absolute difference.
+        excess: Largest difference as a multiple of what is allowed: at most 1 passes.
+            Infinite where one has a NaN or infinity that the other has not.
+    """
+
+    output: str
+    max_abs: float
+    excess: float
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How a converted model compares with its source.
+
+    Attributes:
+        is_equal: It computes the same within the tolerance; ``None`` if it could not be run.
+        reason: Why it could not be run; empty otherwise.
+        backends: What ran source and result.
+        calls: Sets of inputs.
+        differences: One for each output.
+        changes: Sentences about inputs and outputs whose dtype or dims are others.
+    """
+
+    is_equal: bool | None
+    reason: str = ""
+    backends: tuple[str, str] = ("", "")
+    calls: int = 0
+    differences: tuple[Difference, ...] = ()
+    changes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, as ``from_dict`` reads it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Proof:
+        """Reads the JSON form."""
+        return cls(
+            **{
+                **data,
+                "backends": tuple(data["backends"]),
+                "differences": tuple(Difference(**one) for one in data["differences"]),
+                "changes": tuple(data["changes"]),
+            }
+        )
+
+
+def verify(
+    source: ModelRef,
+    made: Path,
+    target: str,
+    *,
+    is_code: bool = False,
+    renamed: Mapping[str, str] | None = None,
+    inputs: Sequence[Arrays] | None = None,
+    tolerance: tuple[float, float] = STRICT,
+    timeout_s: float | None = None,
+) -> tuple[Proof, Signature | None]:
+    """Runs a converted model beside its source.
+
+    Args:
+        source: The model that was converted.
+        made: The result.
+        target: Name of its format.
+        is_code: It is native code that was just made, which may be loaded.
+        renamed: Names of the source -> names of the result, where they differ.
+        inputs: Sets of inputs; ``None`` makes some up.
+        tolerance: ``(atol, rtol)`` of floats; whole numbers, booleans and strings have to
+            be equal.
+        timeout_s: Deadline of each load and call.
+
+    Returns:
+        The proof, and the source's signature where it was loaded.
+
+    Raises:
+        BackendUnavailable: The source's native backend is not installed.
+        ConversionError: The result does not load or run, or computes something else;
+            ``detail["differences"]`` has the figures.
+    """
+    runner = _runner(target)
+    if runner is None:
+        return Proof(None, f"no backend can run {target} here"), None
+    limit_s = timeout_s or _TIMEOUT_S
+    native = source.format.native_backend
+    signature, sets, wanted = _answers(source, native, inputs, limit_s)
+    names = dict(renamed or {})
+    given = [{names.get(name, name): array for name, array in one.items()} for one in sets]
+    results = []
+    try:
+        with Worker() as worker:
+            loaded = worker.load(
+                made,
+                backend=runner,
+                signature=signature if is_code else None,
+                trust=is_code or source.trust,
+                timeout_s=limit_s,
+            )
+            taken = set(loaded.signature.input_names)
+            for one in given:
+                fed = {name: array for name, array in one.items() if name in taken}
+                results.append(worker.predict(fed, timeout_s=limit_s)[0])
+    except DeviceUnavailable as error:
+        return Proof(None, error.message), signature
+    except BridgeError as error:
+        raise ConversionError(
+            f"the converted model does not run on {runner}: {error.message}",
+            fix="Try another route, or look at the model with --no-verify.",
+            model=source.name,
+            **error.detail,
+        ) from error
+    differences = [
+        _difference(spec.name, names.get(spec.name, spec.name), wanted, results, tolerance)
+        for spec in signature.outputs
+    ]
+    found = Proof(
+        all(one.excess <= 1 for one in differences),
+        backends=(native, runner),
+        calls=len(sets),
+        differences=tuple(differences),
+        changes=_changes(signature, loaded.signature, names),
+    )
+    if not found.is_equal:
+        worst = max(differences, key=lambda one: one.excess)
+        raise ConversionError(
+            f"the converted model computes something else: output '{worst.output}' is off by "
+            f"{worst.max_abs:.3g}, {worst.excess:.3g} times what is allowed.",
+            fix="Try another route; --no-verify keeps the result all the same.",
+            model=source.name,
+            differences=[asdict(one) for one in differences],
+        )
+    return found, signature
+
+
+def generated(
+    signature: Signature, vocabularies: Mapping[str, int] | None = None, *, seed: int = 0
+) -> list[Arrays]:
+    """Sets of inputs that fit a signature; equal for equal arguments.
+
+    Args:
+        signature: With dtype and shape of every required input.
+        vocabularies: Rows of the table that an input indexes, by input.
+        seed: Where randomness starts.
+
+    Raises:
+        ConversionError: A dtype or shape is not known.
+    """
+    random = np.random.default_rng(seed)
+    rows = _ROWS if signature.batch_axes() else _ROWS[:1]
+    known = vocabularies or {}
+    try:
+        shapes = [signature.concrete_shapes(count) for count in rows for _ in range(_DRAWS)]
+        return [
+            {
+                name: _drawn(signature.input(name).dtype, shape, known.get(name, 2), random)
+                for name, shape in one.items()
+            }
+            for one in shapes
+        ]
+    except ValueError as error:
+        raise ConversionError(
+            f"no inputs can be made to verify with: {error}",
+            fix="State the signature, pass inputs=, or leave verifying out.",
+        ) from error
+
+
+def digest(inputs: Sequence[Arrays]) -> str:
+    """SHA-256 over sets of inputs."""
+    found = hashlib.sha256()
+    for one in inputs:
+        for name in sorted(one):
+            array = np.ascontiguousarray(one[name])
+            found.update(repr((name, array.dtype.str, array.shape)).encode())
+            found.update(
+                repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
+            )
+    return found.hexdigest()
+
+
+def _answers(
+    source: ModelRef, native: str, inputs: Sequence[Arrays] | None, limit_s: float
+) -> tuple[Signature, Sequence[Arrays], list[Arrays]]:
+    """The source's signature, the inputs, and what it answers."""
+    with Worker() as worker:
+        loaded = worker.load(
+            source.file,
+            backend=native,
+            signature=source.declared or source.signature_key,
+            trust=source.trust,
+            timeout_s=limit_s,
+        )
+        sets = inputs
+        if sets is None:
+            sets = generated(loaded.signature, source.facts.vocabularies)
+        try:
+            return loaded.signature, sets, [worker.predict(one)[0] for one in sets]
+        except (PredictError, OutOfMemory) as error:
+            raise ConversionError(
+                f"the source itself fails on the inputs to verify with: {error.message}",
+                fix="Pass inputs that it takes, or leave verifying out (--no-verify).",
+                model=source.name,
+            ) from error
+
+
+def _runner(target: str) -> str | None:
+    """Name of the backend that runs a format on this machine's CPU: the native one, if it can."""
+    native = {one.name: one.native_backend for one in registry().formats}.get(target)
+    able = [
+        one.name
+        for one in runners(target)
+        if one.probe().installed
+        and target in one.capabilities(CPU).formats
+        and one.capabilities(CPU).predicts
+    ]
+    return native if native in able else next(iter(able), None)
+
+
+def _drawn(
+    dtype: DType | None, shape: tuple[int, ...], vocabulary: int, random: np.random.Generator
+) -> npt.NDArray[Any]:
+    if dtype is None:
+        raise ValueError("an input has no known dtype.")
+    if dtype is DType.STRING:
+        texts = np.empty(shape, object)
+        texts.ravel()[:] = random.choice(["a", "b"], math.prod(shape)).tolist()
+        return texts
+    if dtype is DType.BOOL:
+        return random.random(shape) < 0.5
+    if dtype.is_integer:
+        top = max(1, min(vocabulary, int(dtype.bounds[1])))
+        return random.integers(0, top, shape).astype(dtype.numpy)
+    numbers = random.standard_normal(shape, np.float32)
+    return np.asarray(numbers).astype(dtype.numpy)
+
+
+def _difference(
+    name: str,
+    other: str,
+    wanted: Sequence[Arrays],
+    results: Sequence[Arrays],
+    tolerance: tuple[float, float],
+) -> Difference:
+    worst = Difference(name, 0.0, 0.0)
+    for right, made in zip(wanted, results, strict=True):
+        if other not in made:
+            raise ConversionError(
+                f"the converted model has no output '{other}'; it has {', '.join(made)}.",
+                fix="Try another route.",
+                output=name,
+            )
+        expected, got = right[name], made[other]
+        if expected.shape != got.shape or expected.dtype != got.dtype:
+            raise ConversionError(
+                f"output '{name}' is {got.dtype} {got.shape} in the converted model; wanted "
+                f"{expected.dtype} {expected.shape}.",
+                fix="Try another route.",
+                output=name,
+            )
+        found = _compared(name, expected, got, tolerance)
+        worst = max(worst, found, key=lambda one: one.excess)
+    return worst
+
+
+def _compared(
+    name: str, expected: npt.NDArray[Any], got: npt.NDArray[Any], tolerance: tuple[float, float]
+) -> Difference:
+    if expected.dtype.kind in "OSUTb":
+        is_same = bool(np.all(expected == got))
+        return Difference(name, 0.0 if is_same else 1.0, 0.0 if is_same else math.inf)
+    if expected.dtype.kind in "iu":
+        high, low = np.maximum(expected, got), np.minimum(expected, got)
+        most = float((high.astype(object) - low.astype(object)).max()) if high.size else 0.0
+        return Difference(name, most, math.inf if most else 0.0)
+    kind = np.complex128 if expected.dtype.kind == "c" else np.float64
+    left, right = expected.astype(kind), got.astype(kind)
+    same = (left == right) | (np.isnan(left) & np.isnan(right))
+    with np.errstate(invalid="ignore"):
+        absolute = np.where(same, 0.0, np.abs(left - right))
+    absolute = np.where(np.isfinite(absolute), absolute, np.inf)
+    allowed = tolerance[0] + tolerance[1] * np.where(np.isfinite(left), np.abs(left), 0.0)
+    return Difference(
+        name, float(absolute.max(initial=0.0)), float((absolute / allowed).max(initial=0.0))
+    )
+
+
+def _changes(source: Signature, made: Signature, names: Mapping[str, str]) -> tuple[str, ...]:
+    """What differs between two signatures, apart from names of dims."""
+    found = []
+    for kind, ours, theirs in (
+        ("input", source.inputs, made.inputs),
+        ("output", source.outputs, made.outputs),
+    ):
+        by_name = {spec.name: spec for spec in theirs}
+        for spec in ours:
+            other = by_name.get(names.get(spec.name, spec.name))
+            if other is None:
+                found.append(f"{kind} '{spec.name}' is not there any more")
+                continue
+            if other.name != spec.name:
+                found.append(f"{kind} '{spec.name}' is called '{other.name}'")
+            if None not in (spec.dtype, other.dtype) and spec.dtype is not other.dtype:
+                found.append(f"{kind} '{spec.name}' is {other.dtype}, not {spec.dtype}")
+            if spec.shape is None or other.shape is None:
+                continue
+            mine = [item if isinstance(item, int) else None for item in spec.shape]
+            if mine != [item if isinstance(item, int) else None for item in other.shape]:
+                found.append(
+                    f"{kind} '{spec.name}' has the shape {other.shape_text}, not {spec.shape_text}"
+                )
+    return tuple(found)

@@ -1,0 +1,168 @@
+"""Routes: the adapters that lead from one format to another, one after the other.
+
+They are found by search, so that an adapter of any plugin becomes part of them. The
+shortest come first, no format comes twice, and what cannot be used is listed with its
+reason. Adapters that write the format that they read are used only where they are named,
+or where that format itself is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from bridge.adapter import Adapter
+from bridge.backend import Backend
+from bridge.device import Device
+from bridge.errors import BackendNotFound, UnsupportedModel, nearest
+from bridge.model import ModelRef
+from bridge.registry import registry
+
+__all__ = ["MAX_STEPS", "Route", "find_routes", "named_route", "require_target", "runners"]
+
+MAX_STEPS = 3
+"""Most conversions of one route."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """One way from a model's format to another.
+
+    Attributes:
+        adapters: What converts, in order.
+        status: ``possible``, ``not installed`` or ``refused``, as far as is known before
+            anything is converted.
+        reason: Why not, one sentence; empty if possible.
+        fix: What to do about it, one sentence, where that is known.
+    """
+
+    adapters: tuple[Adapter, ...]
+    status: str = "possible"
+    reason: str = ""
+    fix: str = ""
+
+    @property
+    def name(self) -> str:
+        """Names of the adapters, joined by ``+``."""
+        return "+".join(adapter.name for adapter in self.adapters)
+
+    @property
+    def target(self) -> str:
+        """Name of the format that it leads to."""
+        return self.adapters[-1].target
+
+    @property
+    def makes_code(self) -> bool:
+        """Whether the result is native code."""
+        return self.adapters[-1].makes_code
+
+
+def find_routes(
+    model: ModelRef, target: str | None = None, *, max_steps: int = MAX_STEPS
+) -> tuple[Route, ...]:
+    """All routes from a model, those that are possible first, then by length and names.
+
+    Args:
+        model: The model.
+        target: Name of the format to reach; ``None`` for every format there is a way to.
+        max_steps: Most conversions of one route.
+    """
+    found = [
+        _judged(model, adapters)
+        for adapters in _paths(model.format.name, target, max_steps)
+        if target is None or adapters[-1].target == target
+    ]
+    ranked = sorted(found, key=lambda one: (one.status != "possible", len(one.adapters), one.name))
+    return tuple(ranked)
+
+
+def named_route(model: ModelRef, names: Sequence[str]) -> Route:
+    """The route over adapters that are named.
+
+    Raises:
+        BackendNotFound: There is no such adapter.
+        UnsupportedModel: One does not read what the one before it writes.
+    """
+    adapters = tuple(registry().adapters.get(name) for name in names)
+    source = model.format.name
+    for adapter in adapters:
+        if source not in adapter.sources:
+            raise UnsupportedModel(
+                f"adapter '{adapter.name}' reads {', '.join(sorted(adapter.sources))}, "
+                f"not {source}.",
+                fix="'bridge routes' shows the routes of a model.",
+                model=model.name,
+            )
+        source = adapter.target
+    return _judged(model, adapters)
+
+
+def require_target(target: str) -> None:
+    """Raises ``BackendNotFound`` if no adapter writes a format of this name."""
+    targets = {adapter.target for adapter in registry().adapters}
+    if target in targets:
+        return
+    if target in {known.name for known in registry().formats}:
+        message = f"no adapter writes format '{target}'."
+    else:
+        message = f"there is no format '{target}'."
+    listed = ", ".join(f"'{name}'" for name in sorted(targets))
+    fix = nearest(target, targets)
+    if targets and "Valid are" not in fix:
+        fix += f" Adapters write: {listed}."
+    raise BackendNotFound(message, fix=fix, name=target, valid=sorted(targets))
+
+
+def runners(format_name: str) -> tuple[Backend, ...]:
+    """Backends that take a format on some kind of device, installed or not; no oracles."""
+    return tuple(
+        backend
+        for backend in registry().backends
+        if not backend.is_oracle
+        and any(
+            format_name in backend.capabilities(Device(kind)).formats
+            for kind in backend.device_kinds
+        )
+    )
+
+
+def _paths(source: str, target: str | None, max_steps: int) -> Iterator[tuple[Adapter, ...]]:
+    """Chains of adapters in which no format comes twice, the shortest first."""
+    adapters = list(registry().adapters)
+    if target == source:  # an optimiser, asked for by its format
+        yield from ((one,) for one in adapters if source in one.sources and one.target == source)
+        return
+    chains: list[tuple[Adapter, ...]] = [()]
+    for _ in range(max_steps):
+        longer = [
+            (*chain, adapter)
+            for chain in chains
+            for adapter in adapters
+            if (chain[-1].target if chain else source) in adapter.sources
+            and adapter.target not in {source, *(one.target for one in chain)}
+        ]
+        yield from longer
+        # What has arrived need not go on.
+        chains = [one for one in longer if one[-1].target != target]
+
+
+def _judged(model: ModelRef, adapters: tuple[Adapter, ...]) -> Route:
+    """The route with what can be told of it without converting."""
+    for adapter in adapters:
+        found = adapter.probe()
+        if not found.installed:
+            return Route(
+                adapters, "not installed", f"{adapter.name}: {found.reason}.", found.fix or ""
+            )
+    refusal = adapters[0].refuse(model)
+    if refusal is None:
+        untrusted = next((one for one in adapters if one.needs_trust), None)
+        if untrusted is None or model.trust:
+            return Route(adapters)
+        return Route(
+            adapters,
+            "refused",
+            f"adapter '{untrusted.name}' may run code that is in the model.",
+            "Pass trust=True (--trust) if you know who made the file.",
+        )
+    return Route(adapters, "refused", refusal.reason, refusal.fix)
