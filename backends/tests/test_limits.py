@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -20,6 +22,7 @@ from bridge.device import CPU, Device, driver_devices
 from bridge.errors import DeviceUnavailable, ModelLoadFailed, OptionError, SilentFallback
 from bridge.options import OptionField
 from bridge.registry import registry
+from bridge_bench.gains import values
 from bridge_conformance.network import Network, Node
 from bridge_conformance.writing import writers
 
@@ -88,6 +91,23 @@ def test_wrong_values_are_known_for_every_kind_of_option() -> None:
         "bool", "int", "float", "str", "Path", "list", "none",
     }  # fmt: skip
     assert all(len(wrong_values(one)) >= 2 for _, one in OPTIONS)
+
+
+@pytest.mark.parametrize("backend", BUILT_IN, ids=lambda backend: backend.name)
+def test_what_is_illegal_together_has_a_rule_with_a_name(backend: bridge.Backend) -> None:
+    single = [{one.name: value} for one in backend.options_type.describe() for value in values(one)]
+    errors: list[OptionError] = []
+    for given in (*single, *(a | b for a, b in itertools.combinations(single, 2))):
+        try:
+            backend.options_type.make(given)
+        except OptionError as error:
+            errors.append(error)
+    for error in errors:
+        rule = error.detail.get("rule", "none")
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", rule), f"rule {rule} of: {error}"
+        assert error.fix
+    if len(backend.options_type.describe()) > 3:
+        assert errors, "no two of its options exclude each other?"
 
 
 EXHAUST = """
