@@ -49,7 +49,7 @@ class GraphBound(Bound):
         self._graph = next(_graphs)
         self._first = run_options(severity, NOT_RECORDED)
         self._later = run_options(severity, str(self._graph))
-        self._place = ("cuda", predictor.info.device.index)
+        self._place = (predictor.info.device.kind, predictor.info.device.index)
         self._types = {spec.name: spec.dtype for spec in predictor.signature.outputs if spec.dtype}
         make = onnxruntime().OrtValue.ortvalue_from_numpy
         self._given = {name: make(array, *self._place) for name, array in inputs.items()}

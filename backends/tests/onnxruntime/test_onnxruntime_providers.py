@@ -21,9 +21,11 @@ ort = pytest.importorskip("onnxruntime")
 
 from bridge_onnxruntime import providers  # noqa: E402
 from bridge_onnxruntime.backend import OnnxruntimeBackend  # noqa: E402
+from bridge_onnxruntime.graph_binding import GraphBound  # noqa: E402
 from bridge_onnxruntime.optimised import engine_folder  # noqa: E402
 from bridge_onnxruntime.options import OnnxruntimeOptions  # noqa: E402
 from bridge_onnxruntime.predictor import DevicePredictor  # noqa: E402
+from bridge_onnxruntime.session import SILENT  # noqa: E402
 
 CUDA = bridge.Device("cuda", 1)
 FLOAT = onnx.TensorProto.FLOAT
@@ -185,6 +187,34 @@ def test_inputs_on_a_device_are_bound_where_they_are() -> None:
         np.testing.assert_array_equal(answer, [[2 * factor, 0, 6 * factor]])
     host = predictor._predict({"x": memory}, ("y",))["y"]
     np.testing.assert_array_equal(host, [[4, 0, 12]])
+
+
+def test_recorded_calls_have_buffers_of_their_own() -> None:
+    """On the CPU, where nothing is recorded, but all else is as on a GPU."""
+    session = ort.InferenceSession(model(), providers=["CPUExecutionProvider"])
+    signature = bridge.Signature(
+        (bridge.TensorSpec("x", bridge.DType.FLOAT32, ("N", 3)),),
+        (bridge.TensorSpec("y", bridge.DType.FLOAT32, ("N", 3)),),
+    )
+    info = bridge.PredictorInfo(details={"cuda_graph": True})
+    predictor = DevicePredictor(session, signature, info)
+    assert predictor._run_options.get_run_config_entry("gpu_graph_id") == "-1"
+    bounds = [
+        GraphBound(predictor, {"x": np.zeros((rows, 3), np.float32)}, session, SILENT)
+        for rows in (2, 5)
+    ]
+    assert bounds[0]._graph != bounds[1]._graph
+    for value in (1, -1, 5):
+        for bound in bounds:
+            bound.inputs["x"][...] = value
+            bound.predict()
+            wanted = np.full(bound.inputs["x"].shape, max(2 * value, 0))
+            np.testing.assert_array_equal(bound.outputs["y"], wanted)
+    held = bounds[0].outputs["y"]
+    bounds[0].predict()
+    assert bounds[0].outputs["y"] is held
+    bounds[0].release()
+    bounds[1].predict()
 
 
 @pytest.mark.gpu
