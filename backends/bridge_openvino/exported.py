@@ -55,8 +55,11 @@ def read_exported(model: ModelRef) -> tuple[Any, Limits]:
 
         program = torch.export.load(str(model.file))
         limits = _limits(program)
-        # Without the second argument, all dims would vary.
-        decoder = TorchFXPythonDecoder.from_exported_program(program, False)  # noqa: FBT003
+        program = program.run_decompositions(_decompositions())
+        _require_unchanging(program)
+        # TorchFXPythonDecoder.from_exported_program does the same, but warns through the
+        # root logger, and lets all dims vary.
+        decoder = TorchFXPythonDecoder(program.module(), dynamic_shapes=False)
         reader = openvino().frontend.FrontEndManager().load_by_framework("pytorch")
         network = reader.convert(reader.load(decoder))
     for kind, specs, nodes in (
@@ -79,8 +82,6 @@ def _limits(program: Any) -> Limits:
     results = [one.arg for one in graph.output_specs if one.kind is OutputKind.USER_OUTPUT]
     if not all(isinstance(one, TensorArgument) for one in (*inputs, *results)):
         raise _unfit("it takes or returns more than tensors")
-    if _is_changing(program):
-        raise _unfit("it changes its inputs or buffers")
     guards = getattr(program, "_guards_code", None)
     if guards is None or not all(_PLAIN_GUARD.fullmatch(one) for one in guards):
         raise _unfit("it has conditions on sizes that only torch can check")
@@ -102,13 +103,22 @@ def _limits(program: Any) -> Limits:
     return limits
 
 
-def _is_changing(program: Any) -> bool:
-    """Whether a call changes an input or a buffer, which the converter drops in silence."""
-    schemas = (getattr(node.target, "_schema", None) for node in program.graph.nodes)
-    if any(schema is not None and schema.is_mutable for schema in schemas):
-        program = program.run_decompositions()  # tells what of it is seen outside
+def _decompositions() -> Any:
+    """Torch's table, without the operators that OpenVINO converts as they are."""
+    from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
+    from torch.export.decomp_utils import CustomDecompTable
+
+    table = CustomDecompTable()
+    for operator in ops_to_not_decompose():
+        table.pop(operator, None)
+    return table
+
+
+def _require_unchanging(program: Any) -> None:
+    """Raises ``UnsupportedModel`` where calls change something; the converter drops that."""
     graph = program.graph_signature
-    return bool(graph.buffers_to_mutate or graph.user_inputs_to_mutate)
+    if graph.buffers_to_mutate or graph.user_inputs_to_mutate:
+        raise _unfit("it changes its inputs or buffers")
 
 
 def _unfit(what: str) -> UnsupportedModel:

@@ -72,14 +72,14 @@ class OpenvinoOptions(Options):
         "rows=1:512, or rows=64 for one size only; rows stands for the first dim of all inputs "
         "where no dim is called that. Other sizes are refused.",
         when="One size, where calls have no other: OpenVINO then plans everything when it "
-        "loads the model.",
+        "loads the model. A range does not make calls faster; it limits what a call may ask for.",
     )
     cache: bool = option(
         False,
         help="Keep the compiled model in the bridge's cache, and take it from there when it is "
         "loaded again with the same options, OpenVINO and CPU.",
-        when="Where processes start often, and converting the model takes long: SavedModels "
-        "more than ONNX models, and those more than OpenVINO's own.",
+        when="Where processes start often, and converting takes longer than reading the model and "
+        "what was compiled once more in full: ExportedPrograms, networks of many operators.",
     )
     shared: bool = option(
         False,

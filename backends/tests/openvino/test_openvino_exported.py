@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,12 @@ import pytest
 
 import bridge
 from bridge import errors
+from bridge.loading import open_model
 
 pytest.importorskip("openvino")
 torch = pytest.importorskip("torch")
+
+from bridge_openvino import exported, program  # noqa: E402
 
 Dim = torch.export.Dim
 
@@ -107,6 +111,25 @@ def test_sizes_that_torch_refuses_are_refused(saved: tuple[Path, Any]) -> None:
     assert predictor.predict(example(8))["first"].shape == (8, 2)
 
 
+def test_the_cache_spares_torch(
+    saved: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BRIDGE_CACHE_DIR", str(tmp_path / "cache"))
+    first = load(saved[0], cache=True)
+    nothing = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None))
+    monkeypatch.setattr(exported, "importlib", nothing)
+    with pytest.raises(errors.BackendUnavailable, match="torch"):
+        exported.read_exported(open_model(saved[0]))
+    monkeypatch.setattr(program, "read", None)  # nothing is to be converted
+    again = load(saved[0], cache=True)
+    assert again.info.details["origin"] == "cache"
+    assert again.signature == first.signature
+    inputs = example(7)
+    np.testing.assert_array_equal(again.predict(inputs)["first"], first.predict(inputs)["first"])
+    with pytest.raises(errors.ShapeMismatch, match="2 to 64"):
+        again.predict(example(65))
+
+
 def test_programs_with_state_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "m.pt2", Other(), (torch.ones(3),))
     with pytest.raises(errors.UnsupportedModel, match="changes its inputs or buffers") as caught:
@@ -115,7 +138,7 @@ def test_programs_with_state_are_refused(tmp_path: Path) -> None:
 
 
 def test_live_programs_are_refused(tmp_path: Path) -> None:
-    program = save(tmp_path / "m.pt2", torch.nn.Linear(2, 2), (torch.ones(3, 2),))
+    live = save(tmp_path / "m.pt2", torch.nn.Linear(2, 2), (torch.ones(3, 2),))
     with pytest.raises(errors.UnsupportedModel, match="disk"):
-        bridge.load(program, backend="openvino")
+        bridge.load(live, backend="openvino")
     assert load(tmp_path / "m.pt2").predict({"input": np.ones((3, 2), np.float32)})
