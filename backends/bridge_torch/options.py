@@ -62,14 +62,11 @@ class TorchOptions(Options):
     )
     runners: int | None = option(
         None,
-        help="With AOTInductor on the CPU: calls that run side by side, over the same weights. "
-        "With 1 a call holds Python's interpreter lock until it is done; with more it lets go "
-        "of it, for some 0.2 µs a tensor. None means the CPUs that this process may use, "
-        "divided by the threads of one call.",
+        help="With AOTInductor: calls that run side by side, over the same weights; others wait. "
+        "None means the CPUs that this process may use, divided by the threads of one call.",
         minimum=1,
         maximum=1024,
-        when="As many as there are threads that call at the same time, together with threads=1; "
-        "2 where other Python threads must go on during a call.",
+        when="As many as there are threads that call at the same time, together with threads=1.",
     )
     threads: int | None = option(
         None,
