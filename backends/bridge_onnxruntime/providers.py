@@ -133,7 +133,7 @@ def _load(name: str) -> tuple[str, ...]:
         raise BackendUnavailable(
             f"the plugin {name} is installed, but onnxruntime {ort.__version__} cannot load it: "
             f"{error}.",
-            fix=f"Install a version of onnxruntime-ep-{name} for this onnxruntime.",
+            fix=f"Install what it names, or another version of onnxruntime-ep-{name}.",
             wanted=name,
         ) from error
     return names
