@@ -21,6 +21,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
+from bridge.child import ending
 from bridge.errors import BridgeError, PredictError, PredictTimeout, WorkerDied
 from bridge.message import error_from, error_to
 
@@ -132,8 +133,9 @@ class Process:
     def _died(self) -> WorkerDied:
         log = self._log_tail()
         self.close()
+        last = log.strip().rpartition("\n")[2]
         return WorkerDied(
-            f"{self._module} ended with status {self._process.returncode}.",
+            f"{self._module} ended {ending(self._process.returncode)}; its last line: {last!r}.",
             fix="Its last output is in detail['log'].",
             status=self._process.returncode,
             log=log,
