@@ -25,7 +25,7 @@ from bridge.logs import logger, native_output
 from bridge.model import ModelRef
 from bridge.options import Options
 
-__all__ = ["Adapter"]
+__all__ = ["Adapter", "copy_model", "require_place"]
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -129,23 +129,9 @@ class Adapter(ABC):
             kind = UntrustedModel if "trust" in refusal.detail else UnsupportedModel
             raise kind(refusal.reason, fix=refusal.fix or None, model=model.name)
         chosen = self.options_type.make(options)
-        if target.exists():
-            raise ConversionError(
-                f"'{target}' exists already.", fix="Remove it, or choose another path."
-            )
-        if not target.parent.is_dir():
-            raise ConversionError(
-                f"there is no folder '{target.parent}'.", fix="Create it, or choose another path."
-            )
+        require_place(target)
         model.format.check(model)
-        try:
-            work = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}.", dir=target.parent))
-        except OSError as error:
-            raise ConversionError(
-                f"the folder '{target.parent}' cannot be written to: {error.strerror}.",
-                fix="Choose another path.",
-                model=model.name,
-            ) from error
+        work = _workplace(target, model.name)
         try:
             with native_output(logger(self.name)):
                 facts = self._convert(model, work / target.name, chosen)
@@ -156,18 +142,68 @@ class Adapter(ABC):
             raise
         except Exception as error:
             if isinstance(error, OSError) and error.errno in _FULL:
-                raise ConversionError(
-                    f"there is no room in '{target.parent}' for the converted model.",
-                    fix="Make room, or choose another path.",
-                    model=model.name,
-                    full=True,
-                ) from error
+                raise _no_room(target, model.name) from error
             frame = f"{self.name} could not convert {model.name}"
             raise translate(
                 error, self.error_rules(), ConversionError, frame=frame, model=model.name
             ) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def require_place(target: Path) -> None:
+    """Raises ``ConversionError`` if a path is taken, or has no folder to be in."""
+    if target.exists():
+        raise ConversionError(
+            f"'{target}' exists already.", fix="Remove it, or choose another path."
+        )
+    if not target.parent.is_dir():
+        raise ConversionError(
+            f"there is no folder '{target.parent}'.", fix="Create it, or choose another path."
+        )
+
+
+def copy_model(source: Path, target: Path) -> None:
+    """Copies a folder that holds one converted model and nothing else to its place.
+
+    Args:
+        source: The model; it and what is beside it is copied.
+        target: Path of the copy, of the same name; it appears whole or not at all.
+
+    Raises:
+        ConversionError: The target exists already, or the disk is full.
+    """
+    require_place(target)
+    work = _workplace(target, source.name)
+    try:
+        shutil.copytree(source.parent, work, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        _move(work, target)
+    except (OSError, shutil.Error) as error:
+        if isinstance(error, ConversionError):
+            raise
+        raise _no_room(target, source.name) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _workplace(target: Path, name: str) -> Path:
+    try:
+        return Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}.", dir=target.parent))
+    except OSError as error:
+        raise ConversionError(
+            f"the folder '{target.parent}' cannot be written to: {error.strerror}.",
+            fix="Choose another path.",
+            model=name,
+        ) from error
+
+
+def _no_room(target: Path, name: str) -> ConversionError:
+    return ConversionError(
+        f"there is no room in '{target.parent}' for the converted model.",
+        fix="Make room, or choose another path.",
+        model=name,
+        full=True,
+    )
 
 
 def _move(work: Path, target: Path) -> None:

@@ -20,6 +20,7 @@ from time import perf_counter
 from typing import Any
 
 from bridge import proof, staging
+from bridge.adapter import copy_model
 from bridge.cache import default_cache
 from bridge.check import Arrays
 from bridge.cpus import cpu_flags
@@ -44,7 +45,7 @@ from bridge.signature import Signature
 
 __all__ = ["Attempt", "Converted", "convert"]
 
-_ABOUT = "conversion.json"
+_ABOUT, _MODEL = "conversion.json", "model"
 _SCHEMA = 1
 
 _Given = Options | Mapping[str, Any] | Sequence[str] | None
@@ -90,6 +91,14 @@ class Converted:
         """The converted model, as ``bridge.load`` takes it."""
         return open_model(self.path, signature=self.signature, trust=self.makes_code)
 
+    def save(self, target: Path) -> None:
+        """Copies it out of the cache, to a path of the same file name.
+
+        Raises:
+            ConversionError: The path is taken, or cannot be written to.
+        """
+        copy_model(self.path, target)
+
 
 def convert(
     model: object,
@@ -103,6 +112,7 @@ def convert(
     inputs: Sequence[Arrays] | None = None,
     tolerance: tuple[float, float] | None = None,
     timeout_s: float | None = None,
+    name: str | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Converted:
     """Converts a model on disk to another format.
@@ -124,6 +134,7 @@ def convert(
             values have to be equal.
         timeout_s: Longest time of one conversion, and of verifying; ``None`` leaves it to
             the adapters.
+        name: Name of the file or folder to make; ``None`` is made from the model's.
         tell: Called with one line of text now and then.
 
     Raises:
@@ -156,7 +167,17 @@ def convert(
     possible = [one for one in ways if one.status == "possible"]
     if not possible:
         raise _impossible(found, ways[0])
-    job = _Job(found, source, options or {}, verify, inputs, tolerance, timeout_s, tell)
+    job = _Job(
+        found,
+        source,
+        options or {},
+        verify,
+        inputs,
+        tolerance,
+        timeout_s,
+        name or _file_name(source, target),
+        tell,
+    )
     attempts: list[Attempt] = []
     for way in possible:
         try:
@@ -182,6 +203,7 @@ class _Job:
     inputs: Sequence[Arrays] | None
     tolerance: tuple[float, float] | None
     timeout_s: float | None
+    name: str
     tell: Callable[[str], None]
 
     def run(self, route: Route) -> Converted:
@@ -191,6 +213,7 @@ class _Job:
         tolerance = self.tolerance or proof.STRICT
         parts: dict[str, Any] = {
             "schema": _SCHEMA,
+            "name": self.name,
             "model": self.model.digest,
             "format": self.model.format.name,
             "signature": self.model.signature_key
@@ -226,7 +249,7 @@ class _Job:
         about = json.loads((folder / _ABOUT).read_text("utf-8"))
         stated = about["signature"]
         return Converted(
-            path=folder / about["file"],
+            path=folder / _MODEL / self.name,
             target=route.target,
             route=route.name,
             facts=about["facts"],
@@ -262,13 +285,13 @@ class _Job:
         model, signature = self.source, self.model.declared or self.model.signature_key
         facts: dict[str, Any] = {}
         started = perf_counter()
-        work = folder / "steps"
+        home, work = folder / _MODEL, folder / "steps"
+        home.mkdir()
         work.mkdir()
         for adapter in route.adapters:
             self.tell(f"converting {self.model.name}: {adapter.name}")
             is_last = adapter is route.adapters[-1]
-            place = folder if is_last else work
-            made = place / _file_name(self.source, adapter.target)
+            made = home / self.name if is_last else work / _file_name(self.source, adapter.target)
             with Worker() as worker:
                 try:
                     facts[adapter.name] = worker.convert(
@@ -301,7 +324,6 @@ class _Job:
                 timeout_s=self.timeout_s,
             )
         about = {
-            "file": model.name,
             "facts": facts,
             "convert_s": convert_s,
             "proof": None if found is None else found.to_dict(),

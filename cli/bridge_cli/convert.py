@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bridge_cli.arguments import AsJson, Model, Trust
+from bridge_cli.profile import SignatureText, read_signature
+from bridge_cli.quantities import parse_duration_s
 
 if TYPE_CHECKING:
-    from bridge.adapter import Adapter
-    from bridge.model import ModelRef
+    from bridge.conversion import Converted
+    from bridge.proof import Proof
 
 __all__ = ["convert"]
 
 EPILOG = """
 \b
-Example:
+Examples:
+  bridge convert saved_model/ --to onnx -o model.onnx
+  bridge convert model.pt --to openvino_ir --signature signature.json -o model.xml
   bridge convert model.onnx --to engine -o model.engine
+
+\b
+Routes over several adapters are found by search and tried in turn, the shortest first. The
+result is run beside its source on made-up inputs before it is written: one that computes
+something else is refused. 'bridge routes MODEL' shows the routes.
 
 \b
 Exit status: 0; 3 if no adapter reads the model; 4 if there is no such format or adapter,
@@ -36,105 +45,161 @@ def convert(
     ],
     option: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Option of the adapter. May be repeated."),
+        typer.Option(metavar="[ADAPTER.]KEY=VALUE", help="Option of an adapter. May be repeated."),
     ] = None,
     adapter: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Which adapter, where several could do it."),
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Which adapter; repeated, the route. [every route is tried]"
+        ),
     ] = None,
-    signature: Annotated[
+    signature: SignatureText = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify/--no-verify", help="Compare the result with its source."),
+    ] = True,
+    timeout: Annotated[
         str | None,
-        typer.Option(metavar="KEY", help="Which of a SavedModel's signatures to convert."),
+        typer.Option(metavar="TIME", help="Longest time of one conversion, such as 60s or 10min."),
     ] = None,
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Convert a model to another format."""
+    """Convert a model to another format, and check that it computes the same."""
+    from bridge.adapter import require_place
+    from bridge.conversion import convert as converted
     from bridge.loading import open_model
+    from bridge.routes import require_target
     from bridge_cli import units
     from bridge_cli.render import Progress, facts, print_json
 
-    _check_format(to)
-    found = open_model(model, signature=signature, trust=trust)
-    chosen = _choose(found, to, adapter)
+    limit_s = None if timeout is None else parse_duration_s(timeout, "--timeout")
+    declared = read_signature(signature)
+    require_target(to)
+    found = open_model(model, signature=declared, trust=trust)
+    _check_adapters(to, adapter or ())
+    require_place(out)
     with Progress() as tell:
-        tell(f"{chosen.name}: converting {found.name}")
-        started = perf_counter()
-        made = dict(chosen.convert(found, out, options=option))
-        convert_s = perf_counter() - started
+        made = converted(
+            model,
+            to,
+            route=adapter or None,
+            options=_options(found, to, adapter or (), option or ()),
+            signature=declared,
+            trust=trust,
+            verify=verify,
+            timeout_s=limit_s,
+            name=out.name,
+            tell=tell,
+        )
+        made.save(out)
     size_bytes = _size_bytes(out)
+    told = _facts(made)
     if as_json:
         print_json(
             {
                 "model": str(found.file),
                 "source": found.format.name,
                 "target": to,
-                "adapter": chosen.name,
+                "adapter": made.route.rpartition("+")[2],
+                "route": made.route.split("+"),
                 "path": str(out.absolute()),
                 "size_bytes": size_bytes,
-                "convert_s": convert_s,
-                "facts": made,
+                "convert_s": made.convert_s,
+                "was_cached": made.is_cached,
+                "facts": told,
+                "failed": [
+                    {"route": one.route.split("+"), "error": one.error.message}
+                    for one in made.failed
+                ],
+                "proof": None if made.proof is None else _proof(made.proof),
             }
         )
         return
+    tried = {f"failed: {one.route}": one.error.message for one in made.failed}
     facts(
         {
             "model": f"{found.name} ({found.format.name})",
-            "adapter": chosen.name,
+            "adapter": made.route.replace("+", " + "),
             "written": f"{out} ({to}, {units.size(size_bytes)})",
-            "took": units.duration(convert_s),
-            **{key.replace("_", " "): _text(value) or "-" for key, value in made.items()},
+            "took": units.duration(made.convert_s) + (", earlier" if made.is_cached else ""),
+            "verified": _verdict(made.proof),
+            **tried,
+            **{key.replace("_", " "): _text(value) or "-" for key, value in told.items()},
         }
     )
 
 
-def _check_format(to: str) -> None:
-    from bridge.errors import BackendNotFound, nearest
+def _check_adapters(to: str, names: Sequence[str]) -> None:
+    from bridge.errors import OptionError
     from bridge.registry import registry
 
-    targets = {adapter.target for adapter in registry().adapters}
-    if to in targets:
-        return
-    if to in {known.name for known in registry().formats}:
-        message = f"no adapter writes format '{to}'."
-    else:
-        message = f"there is no format '{to}'."
-    listed = ", ".join(f"'{name}'" for name in sorted(targets))
-    fix = nearest(to, targets)
-    if targets and "Valid are" not in fix:
-        fix += f" Adapters write: {listed}."
-    raise BackendNotFound(message, fix=fix, name=to, valid=sorted(targets))
-
-
-def _choose(model: ModelRef, to: str, name: str | None) -> Adapter:
-    from bridge.errors import OptionError, UnsupportedModel
-    from bridge.registry import registry
-
-    known = registry().adapters
-    if name is not None:
-        named = known.get(name)
-        if named.target != to:
-            raise OptionError(
-                f"adapter '{name}' writes {named.target}, not {to}.",
-                fix=f"Write --to {named.target}, or leave --adapter out.",
-            )
-        return named  # which says itself what it does not read
-    able = [one for one in known if one.target == to and model.format.name in one.sources]
-    if len(able) == 1:
-        return able[0]
-    if able:
+    known = [registry().adapters.get(name) for name in names]
+    if known and known[-1].target != to:
         raise OptionError(
-            f"{len(able)} adapters turn {model.format.name} into {to}: "
-            f"{', '.join(one.name for one in able)}.",
-            fix=f"Choose one, for example --adapter {able[0].name}.",
+            f"adapter '{names[-1]}' writes {known[-1].target}, not {to}.",
+            fix=f"Write --to {known[-1].target}, or leave --adapter out.",
         )
-    sources = sorted({source for one in known if one.target == to for source in one.sources})
-    offered = sorted({one.target for one in known if model.format.name in one.sources})
-    raise UnsupportedModel(
-        f"no adapter turns {model.format.name} into {to}; {to} is made from {', '.join(sources)}.",
-        fix=f"From {model.format.name} there is: {', '.join(offered) or 'nothing'}.",
-        model=model.name,
-    )
+
+
+def _options(
+    model: Any, to: str, names: Sequence[str], texts: Sequence[str]
+) -> dict[str, list[str]]:
+    """Options by adapter; a text that names none is for those that have it."""
+    from bridge.errors import OptionError, nearest
+    from bridge.registry import registry
+    from bridge.routes import find_routes
+
+    used = [registry().adapters.get(name) for name in names]
+    if not used:
+        ways = find_routes(model, to)
+        used = list({one.name: one for way in ways for one in way.adapters}.values())
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        key, sign, _ = text.partition("=")
+        owner, dot, _ = key.rpartition(".")
+        if not sign:
+            raise typer.BadParameter(
+                f"{text!r} is not of the form KEY=VALUE", param_hint="--option"
+            )
+        has = [
+            one
+            for one in used
+            if (one.name == owner if dot else key in {f.name for f in one.options_type.describe()})
+        ]
+        if not has:
+            valid = {item.name for one in used for item in one.options_type.describe()}
+            raise OptionError(
+                f"no adapter that leads to {to} has the option '{key}'.",
+                fix=nearest(key, valid),
+                option=key,
+            )
+        for one in has:
+            found.setdefault(one.name, []).append(text[len(owner) + 1 :] if dot else text)
+    return found
+
+
+def _facts(made: Converted) -> dict[str, Any]:
+    """What the last adapter says; that of those before under their names."""
+    *before, last = made.route.split("+")
+    told: Mapping[str, Mapping[str, Any]] = made.facts
+    return {**{name: dict(told[name]) for name in before}, **told[last]}
+
+
+def _proof(proof: Proof) -> dict[str, Any]:
+    found = proof.to_dict()
+    return {**found, "backends": list(proof.backends), "changes": list(proof.changes)}
+
+
+def _verdict(proof: Proof | None) -> str:
+    if proof is None:
+        return "no: not asked for"
+    if proof.is_equal is None:
+        return f"no: {proof.reason}"
+    worst = max((one.excess for one in proof.differences), default=0.0)
+    source, result = proof.backends
+    text = f"on {result} against {source}, {proof.calls} calls: {worst:.2g} of what is allowed"
+    return text + "".join(f"; {change}" for change in proof.changes)
 
 
 def _size_bytes(path: Path) -> int:

@@ -22,6 +22,7 @@ from bridge_cli import (
     inspect,
     options,
     report,
+    routes,
     run,
     select,
     verify,
@@ -148,6 +149,7 @@ _COMMANDS = (
     report,
     compare_records,
     convert,
+    routes,
     options,
     conform,
 )

@@ -19,7 +19,7 @@ from bridge_cli import exit_codes
 
 COMMANDS = (
     "doctor", "inspect", "run", "compare", "select", "verify", "report", "compare-records",
-    "bench", "convert", "options", "conform",
+    "bench", "convert", "routes", "options", "conform",
 )  # fmt: skip
 CACHE_COMMANDS = ("ls", "rm", "verify")
 SCHEMAS = sorted((Path(str(exit_codes.__file__)).parent / "schemas").glob("*.schema.json"))
