@@ -61,7 +61,8 @@ class Program:
         native: The ``openvino.CompiledModel``.
         ports: Its signature, and the port behind each name.
         limits: Sizes for which it was compiled, by input.
-        is_checked: Any call may meet sizes that none has met before: they depend on values.
+        is_checked: Any call may meet sizes that none has met before, as far as is known; it
+            matters where there is one thread.
         origin: ``compiled``, or ``cache`` if nothing had to be compiled.
         memory: Holds the weights of what came from the cache.
         turn: To be held while it runs, if it has one thread and sizes that vary.
@@ -130,8 +131,8 @@ def _compiled(
             chosen = limits_of(ports, parsed(options.bounds))
             reshape(network, ports, chosen)
             ports = fixed(find_ports(model, network), chosen)
-        # Only one-thread programs are asked, and those of AUTO never.
-        is_checked = _threads(config) == 1 and not _sizes_follow(network)
+        # It takes some milliseconds, and matters for one-thread programs only.
+        is_checked = _threads(config) != 1 or not _sizes_follow(network)
         return Program(compiled(network, place, config), ports, joined(own, chosen), is_checked)
 
 

@@ -93,9 +93,24 @@ def _checked(
     return infer
 
 
-def _run_elsewhere(request: Any) -> None:
-    super(openvino().InferRequest, request).start_async(_NOTHING, None)
-    request.wait()
+def _run_elsewhere(*requests: Any) -> None:
+    """Runs requests in OpenVINO's own threads, all at once."""
+    kind = openvino().InferRequest
+    try:
+        for request in requests:
+            super(kind, request).start_async(_NOTHING, None)
+    finally:  # also for Ctrl-C: the arrays of a running request must not go away
+        failed = [error for error in map(_finished, requests) if error is not None]
+    if failed:
+        raise failed[0]
+
+
+def _finished(request: Any) -> RuntimeError | None:
+    try:
+        request.wait()
+    except RuntimeError as error:
+        return error
+    return None
 
 
 def _empty(program: Program) -> bool:
@@ -111,11 +126,8 @@ def _empty(program: Program) -> bool:
                 return True
             if program.turn is None and len(requests) == 1:
                 requests[0][0].infer()  # in this thread, as the call that has failed
-                return True
-            for request, _ in requests:  # all at once, so that each stream gets one
-                super(openvino().InferRequest, request).start_async(_NOTHING, None)
-            for request, _ in requests:
-                request.wait()
+            else:
+                _run_elsewhere(*(request for request, _ in requests))
         except RuntimeError:  # an operator that takes no empty array, or not one element
             continue
         return True
