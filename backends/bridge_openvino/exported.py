@@ -108,7 +108,7 @@ def _decompositions() -> Any:
     from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
     from torch.export.decomp_utils import CustomDecompTable
 
-    table = CustomDecompTable()
+    table: Any = CustomDecompTable()  # type: ignore[no-untyped-call]
     for operator in ops_to_not_decompose():
         table.pop(operator, None)
     return table
