@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import bridge
 from bridge.capabilities import Capabilities, ThreadSafety
-from bridge.cpus import default_threads, usable_cpus
+from bridge.cpus import usable_cpus
 from bridge.device import CPU, Device
 from bridge.dtypes import DType
 from bridge.errors import (
@@ -27,10 +27,11 @@ from bridge_torch.cuda import recorded, require_cuda, with_tf32
 from bridge_torch.failures import error_rules
 from bridge_torch.images import require_images, with_images_last, with_weights_last
 from bridge_torch.options import TorchOptions
-from bridge_torch.package import find_compiler, packaged
+from bridge_torch.package import packaged
 from bridge_torch.predictor import TorchPredictor
 from bridge_torch.program import Program, declare, of_module, of_script, quiet
 from bridge_torch.shared import content_key, find, keep
+from bridge_torch.space import candidates, misplaced, require_place
 from bridge_torch.threads import call_threads, import_torch, limited
 from bridge_torch.weights import module_with
 
@@ -88,34 +89,7 @@ class TorchBackend(bridge.Backend):
         )
 
     def search_space(self, model: ModelRef, device: Device) -> tuple[bridge.Options | Pruned, ...]:
-        """Threads, then each way to execute that the format knows and compilers allow."""
-        cpus = default_threads()
-        threads: list[dict[str, Any]] = [{}]
-        if device == CPU:
-            threads += [{"threads": 1}, *([{"threads": cpus // 2}] if cpus > 3 else [])]
-        else:
-            threads += [{"tf32": True}]
-        compiled_sets = [*threads[:2], {"freezing": True}] if device == CPU else threads[:1]
-        candidates: list[Mapping[str, Any] | Pruned] = list(threads)
-        for execution, sets in (
-            ("frozen", threads),
-            ("aot_inductor", compiled_sets),
-            ("compiled", threads[:1]),
-        ):
-            values = {"execution": execution}
-            reason = _out_of_place(execution, model)
-            if reason is not None:
-                candidates.append(Pruned(values, f"not-for-{_dashed(model.format.name)}", reason))
-            elif execution != "frozen" and find_compiler() is None:
-                reason = f"execution={execution} needs a C++ compiler, and there is none here."
-                candidates.append(Pruned(values, "no-cxx-compiler", reason))
-            else:
-                candidates += [{**values, **more} for more in sets]
-                if execution == "compiled":
-                    candidates.append(_per_size(model))
-        if device == CPU:
-            candidates.append({"threads": cpus})
-        return combine(TorchOptions, candidates)
+        return combine(TorchOptions, candidates(model, device))
 
     def error_rules(self) -> tuple[ErrorRule, ...]:
         return error_rules()
@@ -125,7 +99,7 @@ class TorchBackend(bridge.Backend):
         torch = import_torch()
         if device == CPU:
             require_cuda(options)
-        _require_place(options, model)
+        require_place(options, model)
         program = declare(_PROGRAMS[model.format.name](model, device, options), model.declared)
         threads = None
         if device == CPU or options.threads is not None:
@@ -162,7 +136,7 @@ def _called(
         require_images(program.signature)
         call = with_images_last(call)
     if options.autocast != "off":
-        call = with_autocast(call, options.autocast, device.kind)
+        call = with_autocast(call, options.autocast, device.kind, program.signature)
     if device.kind == "cuda":
         call = with_tf32(call, allowed=options.tf32)
     if options.cuda_graphs:
@@ -182,7 +156,6 @@ def _called(
 def _script_program(model: ModelRef, device: Device, options: TorchOptions) -> Program:
     import torch
 
-    _require_fit(options, model)
     # What torch.jit.load does after its deprecation warning, which would be raised in a
     # program that turns warnings into errors, and can only be silenced process-wide.
     read: Callable[..., Any] = torch._C.import_ir_module
@@ -224,7 +197,6 @@ def _exported_program(model: ModelRef, device: Device, options: TorchOptions) ->
 
     from bridge_torch.exported import flat_module, of_exported
 
-    _require_fit(options, model)
     exported: Any = model.live
     key = None
     if exported is None:
@@ -242,7 +214,7 @@ def _exported_program(model: ModelRef, device: Device, options: TorchOptions) ->
     if options.execution == "aot_inductor":
         named = of_exported(exported, None, "AOTInductor")
         if options.freezing and named.stateful:
-            raise _misplaced(options, "freezing", "the model changes what would be frozen")
+            raise misplaced(options, "freezing", "the model changes what would be frozen")
         threads = call_threads(options.threads)
         runners = _runners(options, threads, device)
         return packaged(
@@ -297,7 +269,6 @@ def _package_program(model: ModelRef, device: Device, options: TorchOptions) -> 
     from bridge_torch.exported import of_package
     from bridge_torch.runners import open_package
 
-    _require_fit(options, model)
     index = device.index if device.kind == "cuda" else -1
     runners = _runners(options, call_threads(options.threads), device)
     package = open_package(model.file, runners, index)
@@ -336,14 +307,13 @@ def _of_live(live: Any, model: ModelRef, device: Device, options: TorchOptions) 
 
     if options.weights is not None:
         if isinstance(live, torch.jit.ScriptModule):
-            raise _misplaced(options, "weights", "a scripted module holds weights of its own")
+            raise misplaced(options, "weights", "a scripted module holds weights of its own")
         live = module_with(live, options.weights)
     module = _ready(live, device, fresh_images=options.channels_last)
     if isinstance(module, torch.jit.ScriptModule):
         if options.execution in ("compiled", "aot_inductor"):
             raise _illegal(options, "TorchScript", "frozen")
         return _of_scripted(module, options, model)
-    _require_fit(options, model)
     if options.execution == "frozen":
         try:
             with quiet(_SCRIPT_IS_DEPRECATED):
@@ -398,83 +368,8 @@ def _illegal(options: TorchOptions, what: str, instead: str) -> BridgeError:
         fix=f"Use execution={instead}.",
         option="execution",
         value=options.execution,
+        rule="not-for-torchscript",
     )
-
-
-# Ways to execute besides eager, by format.
-_EXECUTIONS: dict[str, tuple[str, ...]] = {
-    "torchscript": ("frozen",),
-    "exported_program": ("compiled", "aot_inductor"),
-    "aot_inductor": (),
-    "torch_module": ("frozen", "compiled"),
-    "torch_pickle": ("frozen", "compiled"),
-}
-
-
-def _out_of_place(execution: str, model: ModelRef) -> str | None:
-    """Why a model of its format cannot be executed so; ``None`` if it may."""
-    known = _EXECUTIONS[model.format.name]
-    if execution in ("eager", *known) and not (
-        execution == "aot_inductor" and model.live is not None
-    ):
-        return None
-    if model.live is not None and execution == "aot_inductor":
-        return "execution=aot_inductor is for an ExportedProgram on disk, not for a live model."
-    others = ", ".join(("eager", *known))
-    return f"execution={execution} is not for {model.format.title} models; these have {others}."
-
-
-def _per_size(model: ModelRef) -> Mapping[str, Any] | Pruned:
-    """Code for fixed sizes, where they are fixed; elsewhere new ones would stop calls."""
-    values = {"execution": "compiled", "dynamic": False}
-    signature = next(iter(model.facts.signatures.values()), model.declared)
-    if signature is not None and all(
-        spec.shape is not None and all(isinstance(size, int) for size in spec.shape)
-        for spec in signature.inputs
-    ):
-        return values
-    return Pruned(
-        values,
-        "compiles-per-size",
-        "torch.compile would compile again for each new size, which stops that call.",
-    )
-
-
-def _require_fit(options: TorchOptions, model: ModelRef) -> None:
-    reason = _out_of_place(options.execution, model)
-    if reason is not None:
-        raise OptionError(
-            reason,
-            fix=f"Use execution={(*_EXECUTIONS[model.format.name], 'eager')[0]}.",
-            option="execution",
-            value=options.execution,
-        )
-
-
-def _require_place(options: TorchOptions, model: ModelRef) -> None:
-    """Raises ``OptionError`` for an option that the model's format leaves without effect."""
-    is_package = model.format.name == "aot_inductor"
-    if options.weights is not None and model.format.name not in ("torch_module", "torch_pickle"):
-        raise _misplaced(options, "weights", "the file holds weights of its own")
-    if options.runners is not None and not is_package and options.execution != "aot_inductor":
-        raise _misplaced(options, "runners", "only AOTInductor has runners")
-    if is_package and options.channels_last:
-        raise _misplaced(options, "channels_last", "a package has its layout built in")
-    if is_package and options.autocast != "off":
-        raise _misplaced(options, "autocast", "a package has its precision built in")
-
-
-def _misplaced(options: TorchOptions, name: str, reason: str) -> OptionError:
-    return OptionError(
-        f"{name}={getattr(options, name)} has no effect here: {reason}.",
-        fix=f"Leave {name} out.",
-        option=name,
-        rule=f"{_dashed(name)}-out-of-place",
-    )
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
 
 
 _PROGRAMS: dict[str, Callable[[ModelRef, Device, TorchOptions], Program]] = {

@@ -89,7 +89,7 @@ class TorchOptions(Options):
     autocast: str = option(
         "off",
         help="Let torch compute products and convolutions in bfloat16 (bf16) or float16 (f16) "
-        "where it holds that to be safe; weights are converted in each call.",
+        "where it holds that to be safe; weights are converted in each call, and outputs back.",
         choices=("off", "bf16", "f16"),
         when="Large batches on CPUs or GPUs with instructions for it, where the answers stay "
         "within what the application tolerates.",

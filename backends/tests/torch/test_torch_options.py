@@ -44,7 +44,8 @@ def test_all_options_worth_measuring_load_and_answer(tmp_path: Path) -> None:
                 continue
             with backend.load(open_model(path), options=options) as predictor:
                 (result,) = predictor.predict({predictor.signature.input_names[0]: x}).values()
-                np.testing.assert_allclose(result, want, rtol=1e-5, atol=1e-6)
+                tolerance = 1e-5 if options.tier == "strict" else 1e-2
+                np.testing.assert_allclose(result, want, rtol=tolerance, atol=tolerance)
                 assert dict(predictor.info.options) == options.to_dict()
         left_out = [item for item in space if isinstance(item, Pruned)]
         assert all(item.reason.endswith(".") for item in left_out)
