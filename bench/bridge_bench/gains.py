@@ -34,15 +34,14 @@ import bridge_zoo
 from bridge.backend import Backend
 from bridge.cpus import usable_cpus
 from bridge.device import CPU, driver_devices
-from bridge.dtypes import DType
 from bridge.errors import BridgeError, OptionError, PredictTimeout, WorkerDied
 from bridge.isolation import Worker
 from bridge.loading import backends, open_model
 from bridge.model import ModelRef
 from bridge.options import OptionField, Options
-from bridge.signature import Signature, TensorSpec
 from bridge_bench.stats import duel, median
-from bridge_zoo.description import BATCH, SIZES, Ranker
+from bridge_bench.subject import ranker_signature
+from bridge_zoo import SIZES, Ranker
 
 __all__ = ["Trial", "main", "trials", "values"]
 
@@ -165,7 +164,7 @@ class _Stage:
             for rows in {_read(case)[0] for case in cases}
         }
         self._blocks = blocks
-        self._signature = _signature(ranker)
+        self._signature = ranker_signature(ranker)
         self._worker: Worker | None = None
         self._standing: tuple[Path, dict[str, Any]] | None = None
         self._standing_load_s = 0.0
@@ -301,14 +300,6 @@ def _read(case: str) -> tuple[int, int]:
     """Rows and callers of a case."""
     rows, _, callers = case.partition("x")
     return int(rows), int(callers or 1)
-
-
-def _signature(ranker: Ranker) -> Signature:
-    """For the formats that hold none."""
-    ids = [TensorSpec(one.name, DType.INT64, (BATCH,)) for one in ranker.id_features]
-    dense = TensorSpec("dense", DType.FLOAT32, (BATCH, ranker.dense_width))
-    outputs = tuple(TensorSpec(name, DType.FLOAT32, (BATCH,)) for name in ranker.tasks)
-    return Signature((*ids, dense), outputs)
 
 
 def measure(
