@@ -1,24 +1,25 @@
 """Ranking models built by the project, the same weights in every format.
 
-One model so far: ``ranker``, a multi-task ranker of the MMoE kind. One description
-per model; one renderer of it per runtime, and a numpy forward that says what is
-right::
+``ranker`` is a multi-task ranker given by its parameters; the other ten are the models
+of the published zoos. A model is data, a small graph of typed layers; there is one
+renderer of it per runtime, and a numpy forward that says what is right::
 
-    ranker = bridge_zoo.describe("ranker", "small")
-    paths = bridge_zoo.build("ranker", size="small", formats=("onnx",), folder=Path("zoo"))
-    batch = bridge_zoo.inputs(ranker, rows=128, seed=0)
-    scores = bridge_zoo.forward(ranker, bridge_zoo.seeded_weights(ranker), batch)
+    mmoe = bridge_zoo.describe("mmoe", "small")
+    paths = bridge_zoo.build("mmoe", size="small", formats=("onnx",), folder=Path("zoo"))
+    batch = bridge_zoo.inputs(mmoe, rows=128, seed=0)
+    scores = bridge_zoo.forward(mmoe, bridge_zoo.seeded_weights(mmoe), batch)
 
-Nothing heavy is imported until a format is built, and only the runtime that writes
-that format. ``python -m bridge_zoo ranker --size real -o DIR`` does the same from a
-shell.
+``trained_weights`` are learned from a click log with planted structure, so that the AUC
+of a model means something. Nothing heavy is imported until a format is built, and only
+the runtime that writes that format. ``bridge zoo build`` does the same from a shell.
 """
 
 from __future__ import annotations
 
 from bridge_zoo.batches import inputs
-from bridge_zoo.description import MODELS, SIZES, IdFeature, Ranker, describe
+from bridge_zoo.description import MODELS, SIZES, Description, Ranker, describe, model_of
 from bridge_zoo.formats import FORMATS, build, write
+from bridge_zoo.model import DenseFeature, IdFeature, Model
 from bridge_zoo.oracle import forward
 from bridge_zoo.weights import Weights, seeded_weights, weight_shapes
 
@@ -26,13 +27,17 @@ __all__ = [
     "FORMATS",
     "MODELS",
     "SIZES",
+    "DenseFeature",
+    "Description",
     "IdFeature",
+    "Model",
     "Ranker",
     "Weights",
     "build",
     "describe",
     "forward",
     "inputs",
+    "model_of",
     "seeded_weights",
     "weight_shapes",
     "write",

@@ -1,38 +1,33 @@
-"""What a model of the zoo is: its features, widths and outputs, and no runtime.
-
-Everything else in the package (weights, oracle, renderers, generated inputs) reads
-this description and nothing else about the model.
-"""
+"""The models of the zoo by name and size, and the ranker by its parameters."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, overload
 
 from bridge.errors import OptionError, nearest
+from bridge_zoo import ranking
+from bridge_zoo.model import DenseFeature, IdFeature, Model
 
-__all__ = ["BATCH", "MODELS", "SIZES", "IdFeature", "Ranker", "describe"]
+__all__ = [
+    "BATCH",
+    "MODELS",
+    "SIZES",
+    "Description",
+    "IdFeature",
+    "Ranker",
+    "describe",
+    "model_of",
+]
 
-MODELS = ("ranker",)
+MODELS = ("ranker", *ranking.MODELS)
 """Names of the models that can be built."""
 
 SIZES = ("small", "real")
-"""``small`` builds in seconds and is for tests; ``real`` has about 60 MB of weights."""
+"""``small`` builds in seconds and is for tests; ``real`` has 50 MB of tables or more."""
 
 BATCH = "batch"
 """Name of the one dynamic dim, where a format can keep names."""
-
-
-@dataclass(frozen=True, slots=True)
-class IdFeature:
-    """One categorical feature: one id per row, looked up in a table of its own.
-
-    Attributes:
-        name: Name of the input, int64 ``(batch,)``.
-        vocabulary: Rows of its table; legal ids are ``0`` to ``vocabulary - 1``.
-    """
-
-    name: str
-    vocabulary: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +76,47 @@ class Ranker:
         """Names of all inputs, in signature order."""
         return (*(feature.name for feature in self.id_features), "dense")
 
+    @property
+    def model(self) -> Model:
+        """The same as a graph of layers."""
+        drawing = ranking.Drawing(self.id_features, (DenseFeature("dense", self.dense_width),))
+        heads = ranking.gated_experts(
+            drawing,
+            drawing.joined(self.embedding_width),
+            experts=(self.expert_count, self.expert_widths),
+            tower_widths=self.tower_widths,
+            tasks=self.tasks,
+        )
+        return drawing.model(self.name, self.size, heads)
 
-def describe(model: str, size: str = "small") -> Ranker:
+
+Description = Model | Ranker
+"""What ``describe`` returns and everything else takes."""
+
+
+def model_of(description: Description) -> Model:
+    """The graph of layers of a description."""
+    return description if isinstance(description, Model) else description.model
+
+
+@overload
+def describe(model: Literal["ranker"], size: str = "small") -> Ranker: ...
+@overload
+def describe(model: str, size: str = "small") -> Description: ...
+
+
+def describe(model: str, size: str = "small") -> Description:
     """The description of a model of the zoo.
 
-    The 40 vocabularies grow evenly on a log scale, from 16 ids to the largest, as in
-    the published click logs, where a few features hold nearly all ids.
+    The vocabularies grow evenly on a log scale, from 16 ids to the largest, as in the
+    published click logs, where a few features hold nearly all ids.
 
     Args:
         model: One of ``MODELS``.
         size: One of ``SIZES``.
+
+    Returns:
+        A ``Ranker`` for ``"ranker"``, else a ``Model``.
 
     Raises:
         OptionError: No such model or size.
@@ -99,23 +125,21 @@ def describe(model: str, size: str = "small") -> Ranker:
         raise OptionError(f"the zoo has no model '{model}'.", fix=nearest(model, MODELS))
     if size not in SIZES:
         raise OptionError(f"model '{model}' has no size '{size}'.", fix=nearest(size, SIZES))
+    if model != "ranker":
+        return ranking.MODELS[model](size)
     real = size == "real"
     return Ranker(
         name=model,
         size=size,
         # 177 000 gives 833 316 rows in all: 53.3 MB of tables beside 8 MB of layers.
-        id_features=_id_features(40, smallest=16, largest=177_000 if real else 300),
+        id_features=tuple(
+            IdFeature(f"id_{index:02d}", vocabulary, "user" if index < 20 else "item")
+            for index, vocabulary in enumerate(ranking.vocabularies(40, 177_000 if real else 300))
+        ),
         embedding_width=16,
         dense_width=13,
         expert_count=4,
         expert_widths=(512, 256) if real else (32, 16),
         tower_widths=(128, 64) if real else (16, 8),
         tasks=("click", "like", "share"),
-    )
-
-
-def _id_features(count: int, *, smallest: int, largest: int) -> tuple[IdFeature, ...]:
-    ratio = (largest / smallest) ** (1 / (count - 1))
-    return tuple(
-        IdFeature(f"id_{index:02d}", round(smallest * ratio**index)) for index in range(count)
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from bridge.errors import OptionError, nearest
-from bridge_zoo.description import Ranker, describe
+from bridge_zoo.description import Description, describe
 from bridge_zoo.onnx_file import write_onnx
 from bridge_zoo.tensorflow_module import write_saved_model
 from bridge_zoo.torch_module import write_pt2, write_torchscript
@@ -15,7 +15,7 @@ from bridge_zoo.weights import Weights, seeded_weights
 
 __all__ = ["FORMATS", "build", "write"]
 
-_WRITERS: dict[str, tuple[str, Callable[[Ranker, Weights, Path], None]]] = {
+_WRITERS: dict[str, tuple[str, Callable[[Description, Weights, Path], None]]] = {
     "onnx": (".onnx", write_onnx),
     "torchscript": (".pt", write_torchscript),
     "pt2": (".pt2", write_pt2),
@@ -33,6 +33,7 @@ def build(
     size: str = "small",
     formats: Iterable[str] = FORMATS,
     seed: int = 0,
+    weights: Weights | None = None,
 ) -> dict[str, Path]:
     """Writes a model of the zoo in each format asked for, all with the same weights.
 
@@ -45,6 +46,7 @@ def build(
         size: One of ``SIZES``.
         formats: Some of ``FORMATS``.
         seed: Seed of the weights.
+        weights: Such as ``trained_weights`` returns; ``None`` for ``seeded_weights``.
 
     Returns:
         The path written for each format, in the order asked for: ``<model>.onnx``,
@@ -54,31 +56,34 @@ def build(
         OptionError: No such model, size or format; nothing has been written then.
         ImportError: The runtime that writes a format is not installed.
     """
-    return write(describe(model, size), folder=folder, formats=formats, seed=seed)
+    described = describe(model, size)
+    return write(described, folder=folder, formats=formats, seed=seed, weights=weights)
 
 
 def write(
-    ranker: Ranker,
+    description: Description,
     *,
     folder: str | Path,
     formats: Iterable[str] = FORMATS,
     seed: int = 0,
+    weights: Weights | None = None,
 ) -> dict[str, Path]:
-    """Writes a ranker that may be of another size than the zoo's own; see ``build``."""
+    """Writes a model that may be of another size than the zoo's own; see ``build``."""
     wanted = list(formats)
     for item in wanted:
         if item not in _WRITERS:
             raise OptionError(f"the zoo writes no format '{item}'.", fix=nearest(item, FORMATS))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = seeded_weights(ranker, seed)
+    if weights is None:
+        weights = seeded_weights(description, seed)
     paths: dict[str, Path] = {}
     for item in wanted:
         suffix, write_file = _WRITERS[item]
-        paths[item] = folder / f"{ranker.name}{suffix}"
+        paths[item] = folder / f"{description.name}{suffix}"
         with tempfile.TemporaryDirectory(prefix=".zoo-", dir=folder) as scratch:
             written = Path(scratch) / paths[item].name
-            write_file(ranker, weights, written)
+            write_file(description, weights, written)
             if paths[item].is_dir():  # a folder cannot be replaced, only moved out of the way
                 paths[item].rename(Path(scratch) / "old")
             written.replace(paths[item])

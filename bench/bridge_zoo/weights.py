@@ -1,8 +1,9 @@
-"""Seeded weights, in numpy: the one source that every renderer copies from.
+"""Seeded weights, in numpy: a source that every renderer copies from.
 
-Names: ``tables.<feature>``, ``experts.<expert>.<layer>``, ``gates.<task>``,
-``towers.<task>.<layer>`` and ``heads.<task>``; each but the tables has a ``.kernel``
-of shape ``(in, out)`` and a ``.bias`` of shape ``(out,)``.
+Names: a table has the name of its layer, ``tables.<feature>`` or ``linear.<feature>``;
+a dense layer has ``<name>.kernel`` of shape ``(in, out)`` and ``<name>.bias`` of shape
+``(out,)``. By convention ``gates.*`` are the layers before a softmax, and ``heads.*``
+those before a sigmoid.
 """
 
 from __future__ import annotations
@@ -13,38 +14,30 @@ import zlib
 import numpy as np
 import numpy.typing as npt
 
-from bridge_zoo.description import Ranker
+from bridge_zoo.description import Description, model_of
+from bridge_zoo.layers import Dense
 
 __all__ = ["Weights", "seeded_weights", "weight_shapes"]
 
 Weights = dict[str, npt.NDArray[np.float32]]
 
 
-def weight_shapes(ranker: Ranker) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight, in a fixed order."""
+def weight_shapes(description: Description) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight, in the order of the layers."""
+    model = model_of(description)
+    tables, widths = model.tables(), model.widths()
     shapes: dict[str, tuple[int, ...]] = {}
-
-    def dense_layer(name: str, fan_in: int, units: int) -> None:
-        shapes[f"{name}.kernel"] = (fan_in, units)
-        shapes[f"{name}.bias"] = (units,)
-
-    def dense_layers(name: str, fan_in: int, widths: tuple[int, ...]) -> None:
-        for index, units in enumerate(widths):
-            dense_layer(f"{name}.{index}", fan_in, units)
-            fan_in = units
-
-    for feature in ranker.id_features:
-        shapes[f"tables.{feature.name}"] = (feature.vocabulary, ranker.embedding_width)
-    for expert in range(ranker.expert_count):
-        dense_layers(f"experts.{expert}", ranker.joined_width, ranker.expert_widths)
-    for task in ranker.tasks:
-        dense_layer(f"gates.{task}", ranker.joined_width, ranker.expert_count)
-        dense_layers(f"towers.{task}", ranker.expert_widths[-1], ranker.tower_widths)
-        dense_layer(f"heads.{task}", ranker.tower_widths[-1], 1)
+    for layer in model.layers:
+        if layer.name in tables:
+            feature, width = tables[layer.name]
+            shapes[layer.name] = (feature.vocabulary, width)
+        elif isinstance(layer, Dense):
+            shapes[f"{layer.name}.kernel"] = (widths[layer.inputs[0]], layer.units)
+            shapes[f"{layer.name}.bias"] = (layer.units,)
     return shapes
 
 
-def seeded_weights(ranker: Ranker, seed: int = 0) -> Weights:
+def seeded_weights(description: Description, seed: int = 0) -> Weights:
     """Random weights that depend only on the description and the seed.
 
     Every weight has a generator of its own, seeded by the seed and its name, so that
@@ -56,17 +49,18 @@ def seeded_weights(ranker: Ranker, seed: int = 0) -> Weights:
     Returns:
         float32 arrays of the shapes of ``weight_shapes``, owned by the caller.
     """
+    table_scale = model_of(description).table_scale
     weights: Weights = {}
-    for name, shape in weight_shapes(ranker).items():
+    for name, shape in weight_shapes(description).items():
         generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
         values = generator.standard_normal(shape, dtype=np.float32)
-        weights[name] = values * np.float32(_scale(name, shape))
+        weights[name] = values * np.float32(_scale(name, shape, table_scale))
     return weights
 
 
-def _scale(name: str, shape: tuple[int, ...]) -> float:
-    if name.startswith("tables."):
-        return 1.0
+def _scale(name: str, shape: tuple[int, ...], table_scale: float) -> float:
+    if not name.endswith((".bias", ".kernel")):
+        return table_scale
     if name.endswith(".bias"):
         return 0.1  # not zero: a renderer that forgets a bias has to be seen
     if name.startswith("gates."):
