@@ -174,7 +174,18 @@ class TorchOptions(Options):
         return self.execution in ("compiled", "aot_inductor")
 
     def effective(self) -> Self:
-        """Threads as many as none means are none, unless the environment tells torch another."""
+        """Threads as many as none means are none, unless torch may have another number of its own.
+
+        The environment tells it one, or CPUs that share a core: it takes one thread a core.
+        """
         is_told = any(name in os.environ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
-        is_own = not is_told and self.threads == default_threads()
+        is_own = not is_told and not _cores_are_shared() and self.threads == default_threads()
         return replace(self, threads=None if is_own else self.threads)
+
+
+def _cores_are_shared() -> bool:
+    """Whether the system has two CPUs a core, as far as Linux tells."""
+    try:
+        return Path("/sys/devices/system/cpu/smt/active").read_text(encoding="ascii")[:1] == "1"
+    except OSError:
+        return False

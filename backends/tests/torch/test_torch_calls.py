@@ -105,7 +105,10 @@ def test_autocast_holds_for_the_call_and_shows(form: str, tmp_path: Path) -> Non
         np.testing.assert_array_equal(net(torch.from_numpy(x)).numpy(), exact)
 
 
-def test_a_thread_budget_holds_where_options_say_nothing() -> None:
+def test_a_thread_budget_holds_where_options_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge_torch.options._cores_are_shared", lambda: False)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
     seen = []
 
     class Spy(torch.nn.Module):
