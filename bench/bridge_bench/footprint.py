@@ -65,6 +65,7 @@ def tiny() -> bridge_zoo.Ranker:
 def large(weights_bytes: int, size: str = "real") -> bridge_zoo.Ranker:
     """The zoo's ranker of that size with larger tables: so many bytes, or more."""
     real = bridge_zoo.describe("ranker", size)
+    assert isinstance(real, bridge_zoo.Ranker)
     sizes = _sizes(real)
     tables = sum(size for name, size in sizes.items() if name.startswith("tables."))
     factor = max(1.0, (weights_bytes - sum(sizes.values()) + tables) / tables)

@@ -184,7 +184,9 @@ def rankers(
                 fix="Install the runtimes that write these formats: make test does.",
                 log=done.stderr[-4000:],
             )
-    stated = ranker_signature(bridge_zoo.describe("ranker", size))
+    described = bridge_zoo.describe("ranker", size)
+    assert isinstance(described, bridge_zoo.Ranker)
+    stated = ranker_signature(described)
     return [
         Subject(
             name="ranker",
