@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_what_options_say_of_themselves(monkeypatch: pytest.MonkeyPatch) -> None
     assert TorchOptions(threads=1024).process_key() == "threads=1024"
     everything = TorchOptions(threads=usable_cpus())
     for are_shared in (False, True):  # then torch takes one thread a core
-        monkeypatch.setattr("bridge_torch.options._cores_are_shared", lambda: are_shared)
+        monkeypatch.setattr("bridge_torch.options._cores_are_shared", partial(bool, are_shared))
         assert everything.effective() == (everything if are_shared else TorchOptions())
     monkeypatch.setattr("bridge_torch.options._cores_are_shared", lambda: False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
