@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 
@@ -25,7 +26,8 @@ class _Entry:
 
 
 _guard = threading.Lock()
-_entries: dict[Hashable, _Entry] = {}
+# Weak, so that predictors that nobody closes take their session with them all the same.
+_entries: weakref.WeakValueDictionary[Hashable, _Entry] = weakref.WeakValueDictionary()
 
 
 class Lease:
@@ -44,7 +46,8 @@ class Lease:
         # What a parent process has open is none of a forked child's: its threads are gone.
         self._key = (os.getpid(), object() if key is None else key)
         with _guard:
-            self._entry = _entries.setdefault(self._key, _Entry())
+            self._entry = _entries.get(self._key) or _Entry()
+            _entries[self._key] = self._entry
             self._entry.users += 1
         try:
             with self._entry.opening:
@@ -62,7 +65,7 @@ class Lease:
             self._entry.users -= 1
             if self._entry.users:
                 return
-            del _entries[self._key]
+            _entries.pop(self._key, None)
         if self._entry.session is not None:
             self._entry.session.close()
 

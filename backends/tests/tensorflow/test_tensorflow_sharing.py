@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,6 +52,16 @@ def test_the_last_one_closes_the_session(affine: Path) -> None:
     with bridge.load(affine) as third:
         assert not third.info.details["shared_weights"]
         np.testing.assert_array_equal(third.predict({"x": X})["y"], Y)
+
+
+def test_predictors_that_nobody_closes_take_the_session_with_them(affine: Path) -> None:
+    first, second = bridge.load(affine), bridge.load(affine)
+    native = weakref.ref(session_of(first).native)
+    first.close()
+    del first, second
+    gc.collect()
+    assert native() is None
+    assert not lease._entries
 
 
 def test_other_settings_have_a_session_of_their_own(affine: Path) -> None:
