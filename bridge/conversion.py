@@ -167,10 +167,14 @@ def convert(
     possible = [one for one in ways if one.status == "possible"]
     if not possible:
         raise _impossible(found, ways[0])
+    chosen = {
+        one: registry().adapters.get(one).options_type.make(given)
+        for one, given in (options or {}).items()
+    }
     job = _Job(
         found,
         source,
-        options or {},
+        chosen,
         verify,
         inputs,
         tolerance,
@@ -198,7 +202,7 @@ class _Job:
 
     model: ModelRef
     source: Path
-    options: Mapping[str, _Given]
+    options: Mapping[str, Options]
     verify: bool
     inputs: Sequence[Arrays] | None
     tolerance: tuple[float, float] | None
@@ -208,7 +212,7 @@ class _Job:
 
     def run(self, route: Route) -> Converted:
         chosen = {
-            one.name: one.options_type.make(self.options.get(one.name)) for one in route.adapters
+            one.name: self.options.get(one.name) or one.options_type() for one in route.adapters
         }
         tolerance = self.tolerance or proof.STRICT
         parts: dict[str, Any] = {

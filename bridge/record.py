@@ -65,6 +65,8 @@ class ModelRecord:
         signature_key: The signature chosen, for formats with several.
         declared: ``Signature.to_dict()`` that the caller stated, for formats that hold none.
         trust: It was loaded with ``trust=True``, which loading the record asks for again.
+        route: Names of the adapters that made it from the first model, joined by ``+``;
+            empty for a file of the user's own.
     """
 
     name: str
@@ -75,6 +77,7 @@ class ModelRecord:
     signature_key: str | None = None
     declared: Mapping[str, Any] | None = None
     trust: bool = False
+    route: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

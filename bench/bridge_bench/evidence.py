@@ -184,7 +184,7 @@ def assemble(
         bridge_version=bridge.__version__,
         command=request.command,
         seed=request.seed,
-        models=tuple(_model(one) for one in request.models),
+        models=_models(request),
         signature=signature.to_dict(),
         batch_axes=inputs,
         output_batch_axes=outputs,
@@ -382,7 +382,13 @@ def _unproven(request: Request, entrants: Sequence[Entrant], routes: Sequence[Ro
     return found
 
 
-def _model(model: ModelRef) -> ModelRecord:
+def _models(request: Request) -> tuple[ModelRecord, ...]:
+    own = len(request.models) - len(request.converted_by)
+    routes = [*[""] * own, *request.converted_by]
+    return tuple(_model(*pair) for pair in zip(request.models, routes, strict=True))
+
+
+def _model(model: ModelRef, route: str) -> ModelRecord:
     return ModelRecord(
         name=model.name,
         format=model.format.name,
@@ -392,6 +398,7 @@ def _model(model: ModelRef) -> ModelRecord:
         signature_key=model.signature_key,
         declared=None if model.declared is None else model.declared.to_dict(),
         trust=model.trust,
+        route=route,
     )
 
 

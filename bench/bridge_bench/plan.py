@@ -45,7 +45,8 @@ class PlannedArm:
     Attributes:
         id: Unique in the plan and made to be typed: ``backend/key=value,key=value`` or
             ``backend`` for the defaults, ``@device`` after it unless that is the CPU, and
-            ``model:`` before it where there are several models.
+            ``model:`` before it where there are several models, or ``<route`` after it for
+            one that was converted.
         model: Index into the models.
         backend, device: Names.
         options: ``None`` where there are none because the arm is left out.
@@ -87,6 +88,7 @@ class _Wanted:
 def plan(
     models: Sequence[ModelRef],
     *,
+    routes: Sequence[str] = (),
     backends: Sequence[str] | None = None,
     devices: Sequence[str | Device] | None = None,
     tier: str = "strict",
@@ -100,6 +102,7 @@ def plan(
     Args:
         models: Files of one model; the first is the user's, whose native backend with its
             default options is the default arm.
+        routes: By which adapters the last of the models were made from the first.
         backends: Names of the backends to try; ``None`` means all but the oracles. The
             default arm is planned in any case, because others are compared with it.
         devices: Devices to try; ``None`` means all that a backend can use here.
@@ -142,19 +145,25 @@ def plan(
         tuple(only),
         tuple(skip),
     )
-    prefixes = _prefixes(models)
+    own = models[: len(models) - len(routes)]
+    prefixes, suffixes = _prefixes(own), ["" for _ in own]
+    prefixes += ["" for _ in routes]
+    suffixes += [f"<{route}" for route in routes]
     arms: list[PlannedArm] = []
     for index, model in enumerate(models):
         native = model.format.native_backend
         for backend in _ordered(native, backends, keep_native=index == 0):
             for bare in _arms(backend, index, model, wanted):
+                if suffixes[index] and bare.rule == "format":
+                    continue  # it was not converted for this one
                 is_default = (
                     index == 0
                     and backend.name == native
                     and bare.options is not None
                     and not any(other.is_default for other in arms)
                 )
-                arm = dataclasses.replace(bare, id=prefixes[index] + bare.id, is_default=is_default)
+                whole = prefixes[index] + bare.id + suffixes[index]
+                arm = dataclasses.replace(bare, id=whole, is_default=is_default)
                 arms.append(_excluded(arm, wanted))
     _require_some(arms, models[0])
     return tuple(_within(_unique(arms), max_arms))

@@ -33,6 +33,8 @@ class Request:
 
     Attributes:
         models: The network in one or several formats; the first is the reference's.
+        routes: Convert the first model for backends that take none of these.
+        converted_by: By which adapters the last of the models were made from the first.
         buckets: Sizes to decide for, in order of rows.
         launches: Fresh processes in which winner and default are measured again.
         under_load_s: Time for which winner and default are put under load; 0 for not at all.
@@ -50,6 +52,8 @@ class Request:
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
     max_arms: int = 48
+    routes: bool = False
+    converted_by: tuple[str, ...] = ()
     output_map: Mapping[str, str] = field(default_factory=dict)
     labels: Arrays | None = None
     expected: Arrays | None = None

@@ -32,7 +32,11 @@ def check(earlier: SelectionRecord, request: Request) -> None:
     differs = [
         what
         for what, mine, theirs in (
-            ("models", [one.digest for one in request.models], [m.digest for m in earlier.models]),
+            (
+                "models",
+                [one.digest for one in request.models],
+                [one.digest for one in earlier.models if not one.route],
+            ),
             ("batch sizes", request.buckets, earlier.buckets),
             ("inputs", request.profile.to_dict(), dict(earlier.profile)),
             ("limits", request.limits, earlier.limits),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -33,7 +32,7 @@ from bridge_bench.confirmation import confirm, under_load
 from bridge_bench.crew import Crew
 from bridge_bench.entrant import INTERRUPTED, LATE, Entrant, Trial
 from bridge_bench.gate import Gate
-from bridge_bench.plan import plan
+from bridge_bench.lineup import BUDGET, awaited, converted, lineup
 from bridge_bench.profile import InputProfile
 from bridge_bench.request import Request, request
 from bridge_bench.stats import duel
@@ -45,7 +44,6 @@ __all__ = ["Selection", "select"]
 LEAST_RACE_SHARE = 0.25  # of the budget, kept for the races however long starting took
 CONFIRM_SHARE = 0.2  # of the budget, kept for fresh processes
 DUEL_BLOCKS = 9
-BUDGET = "prepare-budget"
 ADMIT_SHARE = 0.5  # of the budget, after which no further arm is loaded
 
 Tell = Callable[[str], None]
@@ -66,6 +64,7 @@ def select(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     max_arms: int = 48,
+    routes: bool = True,
     signature: str | Signature | None = None,
     trust: bool = False,
     output_map: Mapping[str, str] | None = None,
@@ -96,6 +95,8 @@ def select(
         only: Patterns of the ids of arms to try, as ``fnmatch`` reads them.
         skip: Patterns of those to leave out.
         max_arms: Most arms to measure.
+        routes: Convert the first model for backends that take none of the models; see
+            ``bridge.routes``. It is done within the protocol's budget for preparing.
         signature: A signature key, or a whole signature for models that hold none.
         trust: The models may run code of their own.
         output_map: Outputs of the first model -> outputs of the others, where names differ.
@@ -132,6 +133,7 @@ def select(
         only=only,
         skip=skip,
         max_arms=max_arms,
+        routes=routes,
         signature=signature,
         trust=trust,
         output_map=output_map,
@@ -171,21 +173,7 @@ class Selection:
         self._tell = tell
         self._resume = resume
         self._notes: list[str] = []
-        planned = plan(
-            request.models,
-            backends=request.backends,
-            devices=request.devices,
-            tier=request.gate.tier,
-            options=request.options,
-            only=request.only,
-            skip=request.skip,
-            max_arms=request.max_arms,
-        )
-        limits = request.limits
-        if limits.objective == "memory" or limits.max_memory_bytes is not None:
-            # In one process the first arm would pay for what the runtime keeps for all of them.
-            planned = tuple(replace(one, process_key=one.id) for one in planned)
-        self.entrants = [Entrant.of(one, slot) for slot, one in enumerate(planned)]
+        self.entrants = lineup(request, awaited(request))
         if resume is not None:
             resumption.check(resume, request)
             resumption.recall(resume, self.entrants)
@@ -210,13 +198,16 @@ class Selection:
             InputError: Inputs, samples or labels do not fit the model.
         """
         started = monotonic()
-        request, protocol = self.request, self.request.protocol
+        protocol = self.request.protocol
+        self._convert(started + protocol.prepare_budget_s)
+        request, converted_s = self.request, monotonic() - started
         with request.crew() as crew:
             floor_s = crew.floor_s()
             heats = self.open(crew).heats
             started_preparing = monotonic()
-            self._prepare(crew, heats, started_preparing + protocol.prepare_budget_s)
-            prepared_s = monotonic() - started_preparing
+            left_s = protocol.prepare_budget_s - converted_s
+            self._prepare(crew, heats, started_preparing + left_s)
+            prepared_s = converted_s + monotonic() - started_preparing
             admitted_until = started + prepared_s + ADMIT_SHARE * protocol.budget_s
             for entrant in self._broad():
                 if entrant.is_reference:
@@ -358,6 +349,17 @@ class Selection:
             f"no arm of {request.models[0].name} can be the reference.",
             fix="--dry-run shows every arm with the rule that leaves it out.",
         )
+
+    def _convert(self, deadline: float) -> None:
+        """Converts the model for backends that do not take it, and plans anew."""
+        if not self.request.routes:
+            return
+        self.request, rows = converted(
+            self.request, deadline=deadline, stop=self._stop, tell=self._tell
+        )
+        self.entrants = lineup(self.request, rows)
+        if self._resume is not None:
+            resumption.recall(self._resume, self.entrants)
 
     def _prepare(self, crew: Crew, heats: Sequence[Heat], deadline: float) -> None:
         """Loads and first calls of arms that convert, compile or build."""

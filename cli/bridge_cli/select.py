@@ -152,6 +152,13 @@ def select(
         list[str] | None, typer.Option(metavar="PATTERN", help="Arms to leave out.")
     ] = None,
     max_arms: Annotated[int, typer.Option(min=1, metavar="N", help="Most arms to measure.")] = 48,
+    routes: Annotated[
+        bool,
+        typer.Option(
+            "--routes/--no-routes",
+            help="Convert the first model for backends that take none of the files.",
+        ),
+    ] = True,
     signature: SignatureText = None,
     trust: Annotated[
         bool, typer.Option("--trust", help="The models may run code of their own.")
@@ -237,6 +244,7 @@ def select(
         only=only or (),
         skip=skip or (),
         max_arms=max_arms,
+        routes=routes,
         signature=declared,
         trust=trust,
         output_map=names,
