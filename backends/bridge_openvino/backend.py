@@ -121,7 +121,7 @@ class OpenvinoBackend(Backend):
                     Pruned({}, "float64-narrowed", reason),
                     narrowed,
                     {**narrowed, "threads": 1},
-                    {**narrowed, "pinning": False},
+                    {**narrowed, "pinning": True},
                 ],
             )
         cpus = default_threads()
@@ -133,11 +133,11 @@ class OpenvinoBackend(Backend):
             [
                 {},
                 {"threads": 1},
-                {"pinning": False},
+                {"pinning": True},
                 *more,
                 {"hint": "throughput"},
-                {"threads": 1, "pinning": False},
-                {"hint": "throughput", "pinning": False},
+                {"threads": 1, "pinning": True},
+                {"hint": "throughput", "pinning": True},
                 *precision_candidates(cpu_flags()),
                 {"streams": 1},
                 {"threads": cpus},
@@ -252,8 +252,8 @@ def _config(device: Device, options: OpenvinoOptions) -> dict[str, Any]:
         )
     if device.kind in ("cpu", "auto"):
         config["INFERENCE_NUM_THREADS"] = options.threads or default_threads()
-        if options.pins is not None:
-            config["ENABLE_CPU_PINNING"] = options.pins
+        # OpenVINO's own default ties the threads of each predictor to the first cores.
+        config["ENABLE_CPU_PINNING"] = options.pinning
         if options.cores != "any":
             config["SCHEDULING_CORE_TYPE"] = _CORES[options.cores]
         if options.hyper_threading is not None:

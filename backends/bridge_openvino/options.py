@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
-from bridge import Options, option, thread_budget
+from bridge import Options, option
 from bridge.cpus import default_threads
 from bridge.errors import OptionError
 from bridge_openvino.bounds import parsed
@@ -46,12 +46,11 @@ class OpenvinoOptions(Options):
         when="bf16 or f16 on CPUs with instructions for it, where the answers stay within what "
         "the application tolerates.",
     )
-    pinning: bool | None = option(
-        None,
-        help="Whether threads are tied to cores of the CPU; none leaves it to OpenVINO, and "
-        "means no under a thread budget.",
-        when="false where several busy predictors share the cores: each ties its first thread "
-        "to the same one.",
+    pinning: bool = option(
+        False,
+        help="Whether threads are tied to cores of the CPU.",
+        when="true for one predictor that has a machine of many cores to itself; two in one "
+        "process, or in two, tie their first thread to the same core.",
     )
     cores: str = option(
         "any",
@@ -118,13 +117,6 @@ class OpenvinoOptions(Options):
         """``half`` for 16 bits, and for float64 models that are computed in float32."""
         return "half" if self.precision != "f32" or self.narrow_float64 else "strict"
 
-    @property
-    def pins(self) -> bool | None:
-        """Whether threads are tied to cores, the thread budget considered."""
-        if self.pinning is None and thread_budget() is not None:
-            return False
-        return self.pinning
-
     def effective(self) -> Self:
         """Threads that are all CPUs are none; for latency there is one stream anyway."""
         cpus = default_threads()
@@ -132,6 +124,4 @@ class OpenvinoOptions(Options):
         # With one thread there is one stream, whatever is tuned for.
         hint = "latency" if (threads or cpus) == 1 else self.hint
         streams = None if self.streams == 1 and hint == "latency" else self.streams
-        unset = replace(self, pinning=None)
-        pinning = None if unset.pins == self.pinning else self.pinning
-        return replace(self, threads=threads, hint=hint, streams=streams, pinning=pinning)
+        return replace(self, threads=threads, hint=hint, streams=streams)

@@ -285,7 +285,8 @@ def test_info_says_what_runs() -> None:
 def test_options_reach_the_runtime() -> None:
     data = proto().SerializeToString()
     assert load(data, options={"threads": 1}).info.threads == 1
-    assert load(data, options={"pinning": False}).info.details["pinning"] is False
+    assert load(data).info.details["pinning"] is False
+    assert load(data, options={"pinning": True}).info.details["pinning"] is True
     if usable_cpus() > 1:
         assert load(data, options={"streams": 2}).info.details["streams"] == 2
         throughput = load(data, options=["hint=throughput"]).info
