@@ -13,7 +13,7 @@ from bridge.logs import logger
 from bridge_convert import openvino_ir
 from bridge_convert.saved_model import OnnxOptions
 from bridge_convert.signature import available, name_onnx, signature_of
-from bridge_convert.tracing import examples, export_onnx, quiet, traced
+from bridge_convert.tracing import NEWEST_OPSET, examples, export_onnx, quiet, traced
 
 __all__ = ["ExportedProgramToAotInductor", "ExportedProgramToIr", "ExportedProgramToOnnx"]
 
@@ -63,7 +63,8 @@ class ExportedProgramToOnnx(bridge.Adapter):
                     used = "traced"
             if used == "traced":
                 tensors = examples(signature)
-                export_onnx(lambda: traced(_flat(program), tensors), tensors, signature, target, 20)
+                frozen, outputs = traced(_flat(program), tensors)
+                export_onnx(frozen, outputs, tensors, signature, target, NEWEST_OPSET)
             import onnx
 
             proto = onnx.load(str(target))

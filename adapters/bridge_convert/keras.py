@@ -48,5 +48,28 @@ class KerasToSavedModel(bridge.Adapter):
                     fix="Load it with Keras, call it once, and export it with model.export().",
                     model=model.name,
                 )
-            live.export(os.fspath(target), format="tf_saved_model", verbose=False)
+            live.export(
+                os.fspath(target),
+                format="tf_saved_model",
+                verbose=False,
+                input_signature=_input_signature(live),
+            )
         return {"layers": len(live.layers)}
+
+
+def _input_signature(live: Any) -> Any:
+    """Specs of the inputs, called by their layers where Keras numbered the tensors itself.
+
+    The numbers depend on what else the process has built; the bridge's backend names
+    inputs in the same way.
+    """
+    import keras
+
+    def spec(tensor: Any) -> Any:
+        name = str(tensor.name)
+        if name.startswith("keras_tensor"):
+            name = str(tensor._keras_history.operation.name)
+        return keras.InputSpec(shape=tensor.shape, dtype=tensor.dtype, name=name)
+
+    specs = [spec(tensor) for tensor in live.inputs]
+    return [specs] if len(specs) > 1 else specs

@@ -11,7 +11,7 @@ from bridge.errors import ErrorRule
 from bridge_convert import openvino_ir
 from bridge_convert.saved_model import OnnxOptions
 from bridge_convert.signature import available, name_onnx
-from bridge_convert.tracing import examples, export_onnx, quiet, traced
+from bridge_convert.tracing import NEWEST_OPSET, examples, export_onnx, quiet, traced
 
 __all__ = ["TorchscriptToIr", "TorchscriptToOnnx"]
 
@@ -54,18 +54,19 @@ class TorchscriptToOnnx(_FromTorchscript):
         with quiet():
             signature = _stated(model)
             tensors = examples(signature)
-            module = _loaded(model)
-            outputs = export_onnx(
-                lambda: traced(module, tensors),
+            frozen, outputs = traced(_loaded(model), tensors)
+            export_onnx(
+                frozen,
+                outputs,
                 tensors,
                 signature,
                 target,
-                min(options.opset, _NEWEST_OPSET),
+                min(options.opset, NEWEST_OPSET),
             )
             proto = onnx.load(str(target))
             name_onnx(proto, _with_outputs(signature, outputs))
             onnx.save_model(proto, str(target))
-        return {"opset": min(options.opset, _NEWEST_OPSET), "nodes": len(proto.graph.node)}
+        return {"opset": min(options.opset, NEWEST_OPSET), "nodes": len(proto.graph.node)}
 
 
 class TorchscriptToIr(_FromTorchscript):
@@ -93,9 +94,6 @@ class TorchscriptToIr(_FromTorchscript):
             frozen, outputs = traced(_loaded(model), tensors)
             network = openvino.convert_model(frozen, example_input=tensors)
             return openvino_ir.save_in_order(network, _with_outputs(signature, outputs), target)
-
-
-_NEWEST_OPSET = 20  # of torch's older exporter
 
 
 def _stated(model: bridge.ModelRef) -> bridge.Signature:

@@ -7,7 +7,7 @@ it, which turns nested results into a tuple. Freezing then inlines and folds all
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,11 @@ import bridge
 from bridge.errors import ConversionError, UnsupportedModel
 from bridge.formats.torch.structure import named_leaves
 
-__all__ = ["examples", "export_onnx", "quiet", "traced"]
+__all__ = ["NEWEST_OPSET", "examples", "export_onnx", "quiet", "traced"]
+
+
+NEWEST_OPSET = 20
+"""Of torch's older exporter (2.13)."""
 
 
 @contextmanager
@@ -74,28 +78,30 @@ def traced(call: Any, tensors: tuple[Any, ...]) -> tuple[Any, tuple[str, ...]]:
             found = tuple(leaf for _, leaf in named_leaves(self.inner(*given)))
             return found[0] if len(found) == 1 else found
 
+    flat = Flat()
+    flat.training = False  # eval() would ask the modules of an ExportedProgram, which refuse
     with torch.no_grad():
         trace: Any = torch.jit.trace(  # type: ignore[no-untyped-call]
-            Flat().eval(), tensors, check_trace=False, strict=False
+            flat, tensors, check_trace=False, strict=False
         )
         return torch.jit.freeze(trace.eval()), tuple(name for name, _ in leaves)
 
 
 def export_onnx(
-    make: Callable[[], tuple[Any, tuple[str, ...]]],
+    frozen: Any,
+    outputs: tuple[str, ...],
     tensors: tuple[Any, ...],
     signature: bridge.Signature,
     target: Path,
     opset: int,
-) -> tuple[str, ...]:
-    """Writes a traced function as ONNX with torch's older exporter; names of its outputs.
+) -> None:
+    """Writes a traced function as ONNX with torch's older exporter.
 
     Raises:
         ConversionError: An operator is not known to it, by name.
     """
     import torch
 
-    frozen, outputs = make()
     axes: dict[str, dict[int, str]] = {}
     for spec in signature.required:
         for axis, size in enumerate(spec.shape or ()):
@@ -123,4 +129,3 @@ def export_onnx(
             f"torch.onnx cannot convert the operator: {str(error).splitlines()[0]}",
             fix="Try another route: 'bridge routes' shows them.",
         ) from error
-    return outputs

@@ -1,0 +1,191 @@
+"""Every adapter on a small model: numbers, names, dtypes and dims survive."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bridge
+from bridge.errors import ConversionError, UnsupportedModel, UntrustedModel
+from bridge.loading import open_model
+from bridge.registry import registry
+
+SUFFIXES = {"onnx": ".onnx", "openvino_ir": ".xml", "saved_model": "", "aot_inductor": ".pt2"}
+
+
+def convert(name: str, model: Path, folder: Path, *, options: Any = None, **how: Any) -> Path:
+    """Converts in this process, where the runtimes are imported already."""
+    adapter = registry().adapters.get(name)
+    if not adapter.probe().installed:
+        pytest.skip(f"{name}: {adapter.probe().reason}")
+    target = folder / f"made{SUFFIXES[adapter.target]}"
+    facts = adapter.convert(open_model(model, **how), target, options=options)
+    assert facts
+    return target
+
+
+def dims(signature: bridge.Signature) -> dict[str, tuple[Any, ...]]:
+    """Shapes by name, sorted; names of dims count only where the format can carry them."""
+    found = {spec.name: spec.shape or () for spec in (*signature.inputs, *signature.outputs)}
+    return dict(sorted(found.items()))
+
+
+NAMED = {"click": ("batch", 2), "ids": ("batch",), "norm": ("batch",), "x": ("batch", 3)}
+FREE = {
+    name: tuple(None if size == "batch" else size for size in shape)
+    for name, shape in NAMED.items()
+}
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino_ir"])
+def test_torchscript(
+    target: str,
+    torchscript: Path,
+    stated: bridge.Signature,
+    check: Callable[..., bridge.Signature],
+    tmp_path: Path,
+) -> None:
+    made = convert(f"torchscript-to-{target}", torchscript, tmp_path, signature=stated)
+    found = check(made)
+    assert found.input_names == ("ids", "x")
+    assert dims(found) == (NAMED if target == "onnx" else FREE)
+
+
+def test_torchscript_states_too_little_by_itself(torchscript: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match="no dtypes and no shapes"):
+        convert("torchscript-to-onnx", torchscript, tmp_path)
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino_ir"])
+def test_exported_program(
+    target: str, exported: Path, check: Callable[..., bridge.Signature], tmp_path: Path
+) -> None:
+    found = check(convert(f"exported_program-to-{target}", exported, tmp_path))
+    assert found.input_names == ("ids", "x")
+    assert dims(found) == (NAMED if target == "onnx" else FREE)
+
+
+def test_the_older_exporter_takes_exported_programs_too(
+    exported: Path, check: Callable[..., bridge.Signature], tmp_path: Path
+) -> None:
+    options = {"exporter": "traced"}
+    found = check(convert("exported_program-to-onnx", exported, tmp_path, options=options))
+    assert dims(found) == NAMED
+
+
+def test_programs_that_keep_state_are_refused(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+
+    class Counter(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self, x: Any) -> Any:
+            self.count += 1
+            return x + self.count
+
+    program = torch.export.export(Counter().eval(), (torch.zeros(2),))
+    torch.export.save(program, tmp_path / "counter.pt2")
+    for target in ("onnx", "openvino_ir"):
+        with pytest.raises(UnsupportedModel, match="changes its inputs or buffers"):
+            convert(f"exported_program-to-{target}", tmp_path / "counter.pt2", tmp_path)
+
+
+def test_native_code_is_only_made_of_what_is_trusted(exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(UntrustedModel, match="may run code"):
+        convert("exported_program-to-aot_inductor", exported, tmp_path)
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino_ir"])
+def test_saved_model(
+    target: str, saved_model: Path, check: Callable[..., bridge.Signature], tmp_path: Path
+) -> None:
+    found = check(convert(f"saved_model-to-{target}", saved_model, tmp_path))
+    assert dims(found) == FREE
+
+
+def test_another_signature_of_a_saved_model(saved_model: Path, tmp_path: Path) -> None:
+    """Outputs that are the input, and each other; a loop."""
+    made = convert("saved_model-to-onnx", saved_model, tmp_path, signature="same")
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    with bridge.load(made) as predictor:
+        found = predictor.predict({"x": x})
+    assert set(found) == {"first", "second", "loop"}
+    np.testing.assert_array_equal(found["first"], x)
+    np.testing.assert_array_equal(found["second"], x)
+    np.testing.assert_array_equal(found["loop"], 8 * x)
+    with pytest.raises(UnsupportedModel, match="'serving_default' only, not 'same'"):
+        convert("saved_model-to-openvino_ir", saved_model, tmp_path, signature="same")
+    with pytest.raises(UnsupportedModel, match="no signature 'nothing'"):
+        convert("saved_model-to-openvino_ir", saved_model, tmp_path, signature="nothing")
+
+
+def test_an_operator_that_onnx_lacks_is_named(tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow")
+    pytest.importorskip("tf2onnx")
+
+    class Net(tf.Module):  # type: ignore[misc, name-defined]
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x")])  # type: ignore[untyped-decorator]
+        def zeta(self, x: Any) -> Any:
+            return {"y": tf.math.zeta(x, x)}
+
+    net = Net()
+    tf.saved_model.save(net, str(tmp_path / "net"), signatures=net.zeta)
+    with pytest.raises(ConversionError, match="cannot convert the operator Zeta"):
+        convert("saved_model-to-onnx", tmp_path / "net", tmp_path)
+    assert [one.name for one in tmp_path.iterdir()] == ["net"]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_keras_goes_on_from_its_saved_model(tmp_path: Path) -> None:
+    keras = pytest.importorskip("keras")
+    model = keras.Sequential([keras.Input((4,), name="rows"), keras.layers.Dense(2)])
+    model.save(tmp_path / "net.keras")
+    x = np.ones((3, 4), np.float32)
+    with bridge.load(tmp_path / "net.keras") as predictor:
+        names, right = predictor.signature.input_names, predictor.predict({"rows": x})
+    made = convert("keras-to-saved_model", tmp_path / "net.keras", tmp_path)
+    last = convert("saved_model-to-onnx", made, tmp_path)
+    with bridge.load(last) as predictor:
+        assert predictor.signature.input_names == names
+        found = predictor.predict({"rows": x})
+    np.testing.assert_allclose(found["output_0"], right["output_0"], rtol=1e-5)
+
+
+def test_onnx(onnx_model: Path, check: Callable[..., bridge.Signature], tmp_path: Path) -> None:
+    assert dims(check(convert("onnx-to-openvino_ir", onnx_model, tmp_path))) == FREE
+    slim = convert("onnx-slim", onnx_model, tmp_path)
+    assert dims(check(slim)) == NAMED
+    assert open_model(slim).facts.operators.get("Identity", 0) == 0
+
+
+def test_precision_is_kept(onnx_model: Path, tmp_path: Path) -> None:
+    made = convert("onnx-to-openvino_ir", onnx_model, tmp_path)
+    assert "FP16" not in made.read_text(encoding="utf-8")
+
+
+def test_a_converter_that_is_missing_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda *given: None)
+    for name in ("saved_model-to-onnx", "onnx-slim", "exported_program-to-onnx"):
+        found = registry().adapters.get(name).probe()
+        assert not found.installed
+        assert found.fix
+
+
+def test_a_real_model_whose_objects_cannot_be_restored(nmp: Path, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = convert("saved_model-to-onnx", nmp, tmp_path)
+    sound = np.random.default_rng(0).normal(size=(2, 43844, 1)).astype(np.float32)
+    with bridge.load(nmp) as source, bridge.load(made) as result:
+        right = source.predict({"input_2": sound})
+        found = result.predict({"input_2": sound})
+        assert source.signature.output_names == result.signature.output_names
+    for name, array in right.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-4, atol=1e-5)
