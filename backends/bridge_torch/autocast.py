@@ -7,7 +7,7 @@ from typing import Any
 
 from bridge.signature import Signature
 
-__all__ = ["PRECISIONS", "with_autocast"]
+__all__ = ["PRECISIONS", "lowered", "widened", "with_autocast"]
 
 PRECISIONS = {"off": "float32", "bf16": "bfloat16", "f16": "float16"}
 """torch's names for the values of the option."""
@@ -29,18 +29,38 @@ def with_autocast(
         signature: The program's.
     """
     import torch
+
+    dtype = getattr(torch, PRECISIONS[precision])
+
+    def run(*tensors: Any, **keywords: Any) -> Any:
+        with torch.autocast(kind, dtype, cache_enabled=False):
+            return call(*tensors, **keywords)
+
+    return widened(run, precision, signature)
+
+
+def widened(call: Callable[..., Any], precision: str, signature: Signature) -> Callable[..., Any]:
+    """``call`` with float32 in place of what autocast has made of float32 outputs."""
+    import torch
     from torch.utils import _pytree as pytree
 
     name = PRECISIONS[precision]
     dtype = getattr(torch, name)
-    is_own = any(spec.dtype is not None and spec.dtype.value == name for spec in signature.outputs)
+    if any(spec.dtype is not None and spec.dtype.value == name for spec in signature.outputs):
+        return call
 
-    def widened(tensor: Any) -> Any:
+    def wide(tensor: Any) -> Any:
         return tensor.float() if tensor.dtype is dtype else tensor
 
     def run(*tensors: Any, **keywords: Any) -> Any:
-        with torch.autocast(kind, dtype, cache_enabled=False):
-            result = call(*tensors, **keywords)
-        return result if is_own else pytree.tree_map_only(torch.Tensor, widened, result)
+        return pytree.tree_map_only(torch.Tensor, wide, call(*tensors, **keywords))
 
     return run
+
+
+def lowered(exported: Any, precision: str, kind: str) -> Any:
+    """An exported program with autocast's conversions as operators of its own."""
+    import torch
+
+    with torch.autocast(kind, getattr(torch, PRECISIONS[precision]), cache_enabled=False):
+        return exported.run_decompositions({})  # no other ones than those that autocast asks for

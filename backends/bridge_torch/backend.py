@@ -21,7 +21,7 @@ from bridge.errors import (
 )
 from bridge.model import ModelRef
 from bridge.search import Pruned, combine
-from bridge_torch.autocast import PRECISIONS, with_autocast
+from bridge_torch.autocast import PRECISIONS, widened, with_autocast
 from bridge_torch.compiler import compiled
 from bridge_torch.cuda import recorded, require_cuda, with_tf32
 from bridge_torch.failures import error_rules
@@ -135,7 +135,9 @@ def _called(
     if options.channels_last:
         require_images(program.signature)
         call = with_images_last(call)
-    if options.autocast != "off":
+    if options.execution == "aot_inductor" and options.autocast != "off":
+        call = widened(call, options.autocast, program.signature)  # the rest is compiled in
+    elif options.autocast != "off":
         call = with_autocast(call, options.autocast, device.kind, program.signature)
     if device.kind == "cuda":
         call = with_tf32(call, allowed=options.tf32)
@@ -226,6 +228,7 @@ def _exported_program(model: ModelRef, device: Device, options: TorchOptions) ->
             runners=runners,
             mode=options.mode,
             freezing=options.freezing,
+            autocast=options.autocast,
         )
     module = flat_module(exported)
     if options.channels_last and model.live is None and isinstance(module, torch.nn.Module):

@@ -89,7 +89,8 @@ class TorchOptions(Options):
     autocast: str = option(
         "off",
         help="Let torch compute products and convolutions in bfloat16 (bf16) or float16 (f16) "
-        "where it holds that to be safe; weights are converted in each call, and outputs back.",
+        "where it holds that to be safe; outputs are converted back. Weights are converted in "
+        "each call, but with freezing=true when compiling.",
         choices=("off", "bf16", "f16"),
         when="Large batches on CPUs or GPUs with instructions for it, where the answers stay "
         "within what the application tolerates.",
@@ -145,7 +146,12 @@ class TorchOptions(Options):
                 ("eager", "frozen", "compiled"),
                 "channels-last-with-aot-inductor",
             ),
-            (self.autocast != "off", "autocast", ("eager", "compiled"), "autocast-of-fixed-code"),
+            (
+                self.autocast != "off",
+                "autocast",
+                ("eager", "compiled", "aot_inductor"),
+                "autocast-of-fixed-code",
+            ),
         ):
             if is_set and self.execution not in needs:
                 value = getattr(self, name)

@@ -22,6 +22,7 @@ from bridge.cpus import cpu_flags
 from bridge.device import CPU, Device
 from bridge.errors import ShapeMismatch, UnsupportedModel, UntrustedModel
 from bridge.model import ModelRef
+from bridge_torch.autocast import lowered
 from bridge_torch.compiler import mode_settings
 from bridge_torch.program import Program, quiet
 from bridge_torch.runners import Package, open_package
@@ -59,6 +60,7 @@ def packaged(
     runners: int,
     mode: str,
     freezing: bool,
+    autocast: str,
 ) -> Program:
     """A program that runs as native code, which is built if the cache does not have it.
 
@@ -71,6 +73,7 @@ def packaged(
         runners: Calls that may run side by side.
         mode: How hard the compiler tries, in the words of ``torch.compile``.
         freezing: Whether it lays weights out for the products they are for.
+        autocast: Precision of products and convolutions, in the words of the option.
 
     Raises:
         UnsupportedModel: It passes more than tensors, or writes to its inputs, or has sizes
@@ -91,8 +94,9 @@ def packaged(
     def build(folder: Path) -> None:
         # torch freezes only what cannot be trained.
         with _building, quiet(".*"), torch.no_grad():
+            narrow = autocast != "off"
             torch._inductor.aoti_compile_and_package(
-                exported,
+                lowered(exported, autocast, device.kind) if narrow else exported,
                 package_path=str(folder / "model.pt2"),
                 inductor_configs=settings,
             )
@@ -110,6 +114,7 @@ def packaged(
         "threads": threads,
         "mode": mode,
         "freezing": freezing,
+        "autocast": autocast,
     }
     folder = default_cache().entry("aot-inductor", parts, build, executable=True)
     index = -1 if device == CPU else device.index

@@ -36,7 +36,11 @@ def candidates(model: ModelRef, device: Device) -> list[Mapping[str, Any] | Prun
         threads += [{"threads": 1}, *([{"threads": cpus // 2}] if cpus > 3 else [])]
     else:
         threads += [{"tf32": True}]
-    compiled = [*threads[:2], {"freezing": True}] if device == CPU else threads[:1]
+    compiled = threads[:1]
+    if device == CPU:
+        compiled = [*threads[:2], {"freezing": True}]
+        if cpu_flags() & _BF16_FLAGS:
+            compiled.append({"freezing": True, "autocast": "bf16"})
     found: list[Mapping[str, Any] | Pruned] = list(threads)
     for execution, sets in (
         ("frozen", threads),

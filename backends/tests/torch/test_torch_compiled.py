@@ -128,17 +128,34 @@ def test_options_reach_the_compiler(
     """By what torch is asked for: compiling is slow, and its effects are torch's to test."""
     seen = []
 
-    def refuse(*_: Any, inductor_configs: dict[str, Any], package_path: str) -> None:
-        seen.append({**inductor_configs, "grad": torch.is_grad_enabled()})
+    def refuse(given: Any, inductor_configs: dict[str, Any], package_path: str) -> None:
+        targets = [str(node.target) for node in given.graph.nodes]
+        seen.append(
+            {
+                **inductor_configs,
+                "grad": torch.is_grad_enabled(),
+                "converts": "aten._to_copy.default" in targets,
+            }
+        )
         raise RuntimeError(f"nothing was put at {Path(package_path).name}")
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", refuse)
-    options = {"execution": "aot_inductor", "freezing": True, "mode": "max-autotune", "threads": 3}
+    options = {
+        "execution": "aot_inductor",
+        "freezing": True,
+        "mode": "max-autotune",
+        "threads": 3,
+        "autocast": "bf16",
+    }
     with pytest.raises(ModelLoadFailed, match=r"nothing was put at model\.pt2"):
         bridge.load(built[0], options=options)
-    wanted = {"freezing": True, "max_autotune": True, "cpp.threads": 3, "grad": False}
-    assert wanted.items() <= seen[0].items()
+    wanted = {"freezing": True, "max_autotune": True, "cpp.threads": 3}
+    assert {**wanted, "grad": False, "converts": True}.items() <= seen[0].items()
     assert "triton.cudagraphs" not in seen[0]
+    with pytest.raises(ModelLoadFailed):
+        bridge.load(built[0], options={"execution": "aot_inductor", "threads": 3})
+    assert not seen[1]["converts"]
+    assert "freezing" not in seen[1]
 
 
 def test_conditions_that_ranges_do_not_hold_are_asked_in_each_call() -> None:
