@@ -296,6 +296,32 @@ def test_convert_keeps_what_is_there(bridge: Any, model: Any, tmp_path: Path) ->
     assert (tmp_path / "made").read_text() == "precious"
 
 
+def test_convert_tells_of_the_route_and_of_options_nobody_has(
+    bridge: Any, model: Any, tmp_path: Path
+) -> None:
+    words = ["--to", "opera", "-o", tmp_path / "made", "--option", "acting-to-opera.threads=3"]
+    document = bridge("convert", model(), *words, "--no-verify", "--json").document("convert")
+    assert document["route"] == ["acting-to-opera"]
+    assert document["facts"]["threads"] == 3
+    assert document["proof"] is None
+    found = bridge("convert", model(), "--to", "opera", "-o", tmp_path / "b", "--timeout", "soon")
+    assert found.code == 2
+    found = bridge("convert", model(), "--to", "opera", "-o", tmp_path / "b", "--option", "x.y=1")
+    assert (found.code, "has the option 'x.y'" in found.err) == (2, True)
+
+
+def test_routes(bridge: Any, model: Any) -> None:
+    found = bridge("routes", model())
+    assert found.code == 0
+    for text in ("mime", "acting-to-opera-2", "nothing", "possible"):
+        assert text in found.out
+    document = bridge("routes", model(), "--to", "mime", "--verify", "--json").document("routes")
+    (route,) = document["routes"]
+    assert (route["status"], route["adapters"]) == ("converted", ["acting-to-mime"])
+    assert "no backend can run mime here" in route["reason"]
+    assert bridge("routes", model(), "--to", "mimes").code == 4
+
+
 def test_options(bridge: Any) -> None:
     found = bridge("options", "exact")
     assert found.code == 0
