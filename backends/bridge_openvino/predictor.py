@@ -14,7 +14,6 @@ from typing import Any
 
 from bridge import CPU, Bound, Layout, Predictor, PredictorInfo
 from bridge.check import Arrays
-from bridge.errors import InputError
 from bridge_openvino.binding import RequestBound
 from bridge_openvino.buffers import RAW
 from bridge_openvino.program import Program
@@ -48,10 +47,11 @@ class OpenvinoPredictor(Predictor):
             request = self._request()
         try:
             request.buffers.fill(inputs)
-            results = request.infer(_NOTHING, False, True)  # noqa: FBT003 - positional in C++
-        except InputError:
+        except BaseException:  # nothing may run on what is there now: it is of another call
             idle.append(request)
             raise
+        try:
+            results = request.infer(_NOTHING, False, True)  # noqa: FBT003 - positional in C++
         except (RuntimeError, MemoryError) as error:
             results = request.retry(error, is_view=False)  # if it raises, the request is let go
         idle.append(request)

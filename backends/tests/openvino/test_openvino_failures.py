@@ -301,7 +301,8 @@ import numpy as np
 import bridge
 from bridge import errors
 
-predictor = bridge.load(sys.argv[1], backend="openvino", options={"threads": int(sys.argv[2])})
+options = {"threads": int(sys.argv[2]), "streams": int(sys.argv[3])}
+predictor = bridge.load(sys.argv[1], backend="openvino", options=options)
 small = np.arange(8, dtype=np.float32).reshape(8, 1)
 wanted = predictor.predict({"x": small})["y"]
 bound = predictor.bind({"x": (8, 1)})
@@ -327,9 +328,9 @@ for rows in (2**18, 2**30):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited as on Linux")
-@pytest.mark.parametrize("threads", ["1", "2"])
+@pytest.mark.parametrize(("threads", "streams"), [("1", "1"), ("2", "1"), ("2", "2")])
 def test_a_call_without_enough_memory_leaves_the_predictor_usable(
-    tmp_path: Path, threads: str
+    tmp_path: Path, threads: str, streams: str
 ) -> None:
     make = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
@@ -346,7 +347,7 @@ def test_a_call_without_enough_memory_leaves_the_predictor_usable(
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     done = subprocess.run(
-        [sys.executable, "-c", SCARCE, str(tmp_path / "m.onnx"), threads],
+        [sys.executable, "-c", SCARCE, str(tmp_path / "m.onnx"), threads, streams],
         capture_output=True,
         text=True,
         timeout=100,
