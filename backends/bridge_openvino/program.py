@@ -111,7 +111,10 @@ def find_program(
     if not options.shared:
         return make()
     require_own_process()  # before the lock, which a fork may have copied while it was held
-    key = Cache.key("openvino-model", _parts(model, device, place, config, options))
+    parts = _parts(model, device, place, config, options)
+    # Whoever wants nothing mapped, or an entry in the cache, gets no program made otherwise.
+    parts |= {"is_mapped": options.enable_mmap, "cache": options.cache}
+    key = Cache.key("openvino-model", parts)
     with _sharing:
         found = _alive.get(key)
         if found is None:

@@ -177,9 +177,11 @@ def test_predictors_share_one_compiled_model_if_asked() -> None:
     one, two = load(proto(), **SHARED), load(proto(), **SHARED)
     other = load(proto(), **SHARED, threads=1, pinning=True)
     alone = load(proto())
+    unmapped = load(proto(), **SHARED, enable_mmap=False)
     assert one._program is two._program  # type: ignore[attr-defined]
     assert other._program is not one._program  # type: ignore[attr-defined]
     assert alone._program is not one._program  # type: ignore[attr-defined]
+    assert unmapped._program is not one._program  # type: ignore[attr-defined]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(check, [one, two] * 20))
     held = weakref.ref(one._program)  # type: ignore[attr-defined]
