@@ -18,9 +18,10 @@ from __future__ import annotations
 
 from bridge_zoo.batches import inputs
 from bridge_zoo.description import MODELS, SIZES, Description, Ranker, describe, model_of
-from bridge_zoo.formats import FORMATS, build, write
+from bridge_zoo.formats import FORMATS, build, checked_formats, write
 from bridge_zoo.model import DenseFeature, IdFeature, Model
 from bridge_zoo.oracle import forward
+from bridge_zoo.training import Training, held_out, trained, trained_weights, write_held_out
 from bridge_zoo.weights import Weights, seeded_weights, weight_shapes
 
 __all__ = [
@@ -32,13 +33,19 @@ __all__ = [
     "IdFeature",
     "Model",
     "Ranker",
+    "Training",
     "Weights",
     "build",
+    "checked_formats",
     "describe",
     "forward",
+    "held_out",
     "inputs",
     "model_of",
     "seeded_weights",
+    "trained",
+    "trained_weights",
     "weight_shapes",
     "write",
+    "write_held_out",
 ]

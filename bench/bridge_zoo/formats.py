@@ -13,7 +13,7 @@ from bridge_zoo.tensorflow_module import write_saved_model
 from bridge_zoo.torch_module import write_pt2, write_torchscript
 from bridge_zoo.weights import Weights, seeded_weights
 
-__all__ = ["FORMATS", "build", "write"]
+__all__ = ["FORMATS", "build", "checked_formats", "write"]
 
 _WRITERS: dict[str, tuple[str, Callable[[Description, Weights, Path], None]]] = {
     "onnx": (".onnx", write_onnx),
@@ -69,10 +69,7 @@ def write(
     weights: Weights | None = None,
 ) -> dict[str, Path]:
     """Writes a model that may be of another size than the zoo's own; see ``build``."""
-    wanted = list(formats)
-    for item in wanted:
-        if item not in _WRITERS:
-            raise OptionError(f"the zoo writes no format '{item}'.", fix=nearest(item, FORMATS))
+    wanted = checked_formats(formats)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if weights is None:
@@ -88,3 +85,16 @@ def write(
                 paths[item].rename(Path(scratch) / "old")
             written.replace(paths[item])
     return paths
+
+
+def checked_formats(formats: Iterable[str]) -> list[str]:
+    """The formats, if the zoo writes all of them.
+
+    Raises:
+        OptionError: It does not write one.
+    """
+    wanted = list(formats)
+    for item in wanted:
+        if item not in _WRITERS:
+            raise OptionError(f"the zoo writes no format '{item}'.", fix=nearest(item, FORMATS))
+    return wanted

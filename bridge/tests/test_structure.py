@@ -27,7 +27,7 @@ PACKAGES = {
     "bridge_bench": {"bridge", "bridge_zoo"},
     "bridge_zoo": {"bridge"},
     "bridge_conformance": {"bridge"},
-    "bridge_cli": {"bridge", "bridge_bench", "bridge_conformance", "bridge_convert"},
+    "bridge_cli": {"bridge", "bridge_bench", "bridge_conformance", "bridge_convert", "bridge_zoo"},
 }
 # What a package may import at module level besides the standard library and PACKAGES;
 # everything else is imported inside functions.

@@ -26,6 +26,7 @@ from bridge_cli import (
     run,
     select,
     verify,
+    zoo,
 )
 from bridge_cli.main import close_output
 
@@ -156,12 +157,13 @@ _COMMANDS = (
 for command in _COMMANDS:
     app.command(epilog=command.EPILOG)(getattr(command, command.__name__.rpartition(".")[2]))
 app.add_typer(cache.app, name="cache")
+app.add_typer(zoo.app, name="zoo")
 
 
 def own_names() -> tuple[str, ...]:
     """Names of the program's own commands, which no plugin may take."""
     ours = (command.__name__.rpartition(".")[2].replace("_", "-") for command in _COMMANDS)
-    return (*ours, "cache")
+    return (*ours, "cache", "zoo")
 
 
 def _has_foreign_plugins() -> bool:

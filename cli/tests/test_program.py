@@ -21,7 +21,8 @@ COMMANDS = (
     "doctor", "inspect", "run", "compare", "select", "verify", "report", "compare-records",
     "bench", "convert", "routes", "options", "conform",
 )  # fmt: skip
-CACHE_COMMANDS = ("ls", "rm", "verify")
+GROUPS = {"cache": ("ls", "rm", "verify"), "zoo": ("ls", "build")}
+GROUPED = [(group, name) for group, names in GROUPS.items() for name in names]
 SCHEMAS = sorted((Path(str(exit_codes.__file__)).parent / "schemas").glob("*.schema.json"))
 
 
@@ -34,9 +35,7 @@ def python(code: str, environment: dict[str, str], **variables: str) -> Any:
     )
 
 
-@pytest.mark.parametrize(
-    "words", [(), *((name,) for name in COMMANDS), *(("cache", name) for name in CACHE_COMMANDS)]
-)
+@pytest.mark.parametrize("words", [(), *((name,) for name in COMMANDS), *GROUPED])
 def test_help_has_an_example_and_the_exit_status(bridge: Any, words: tuple[str, ...]) -> None:
     found = bridge(*words, "--help")
     assert found.code == 0
@@ -55,7 +54,7 @@ def test_help_lists_every_exit_status_and_command(bridge: Any) -> None:
     assert set(exit_codes.TABLE) == codes
     for code, meaning in exit_codes.TABLE.items():
         assert f"{code}  {meaning}" in text
-    for name in (*COMMANDS, "cache"):
+    for name in (*COMMANDS, *GROUPS):
         assert f"\n  {name} " in text
 
 
@@ -261,7 +260,7 @@ def test_schemas_are_strict_and_described(path: Path) -> None:
 
 
 def test_there_is_a_schema_for_every_json_output() -> None:
-    wanted = {*COMMANDS, *(f"cache-{name}" for name in CACHE_COMMANDS)}
+    wanted = {*COMMANDS, *map("-".join, GROUPED)}
     wanted.remove("report")  # prints the record itself, as select does
     assert {path.name.removesuffix(".schema.json") for path in SCHEMAS} == wanted
 
