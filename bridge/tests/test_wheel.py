@@ -77,6 +77,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
         "bridge",
         "bridge_bench",
         "bridge_conformance",
+        "bridge_convert",
         "bridge_cli",
         "bridge_onnxruntime",
         "bridge_openvino",
