@@ -1,9 +1,10 @@
 """Whether a converted model computes what its source computes.
 
 Both run on generated inputs, each in a process of its own on the backend native to its
-format: two sizes of the dim that counts rows, two draws each. Floats are drawn from a
-normal distribution, whole numbers from the ids of the table that they index where the
-model tells it, else from 0 and 1.
+format: two sizes of the dim that counts rows, and two of other free dims where there are
+some, two draws each. Floats are drawn from a normal distribution, whole numbers from the
+ids of the table that they index where the model tells it, else from 0 and 1. Sets that the
+source itself does not take are left out.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ from bridge.errors import (
     BridgeError,
     ConversionError,
     DeviceUnavailable,
+    InputError,
     OutOfMemory,
     PredictError,
+    PredictTimeout,
+    WorkerDied,
 )
 from bridge.isolation import Worker
 from bridge.model import ModelRef
@@ -34,12 +38,13 @@ from bridge.registry import registry
 from bridge.routes import runners
 from bridge.signature import Signature
 
-__all__ = ["STRICT", "Difference", "Proof", "digest", "generated", "verify"]
+__all__ = ["STRICT", "Difference", "Proof", "digest", "find_runner", "generated", "verify"]
 
 STRICT = (1e-5, 1e-4)
 """``(atol, rtol)``: float32 sums in another order, over some thousand terms."""
 
-_ROWS = (1, 4)
+_SIZES = ((1, 1), (4, 1), (4, 6))
+"""Rows, and what other free dims get: a size that a converter has frozen shows."""
 _DRAWS = 2
 _TIMEOUT_S = 300.0
 
@@ -129,7 +134,7 @@ def verify(
         ConversionError: The result does not load or run, or computes something else;
             ``detail["differences"]`` has the figures.
     """
-    runner = _runner(target)
+    runner = find_runner(target)
     if runner is None:
         return Proof(None, f"no backend can run {target} here"), None
     limit_s = timeout_s or _TIMEOUT_S
@@ -197,16 +202,17 @@ def generated(
         ConversionError: A dtype or shape is not known.
     """
     random = np.random.default_rng(seed)
-    rows = _ROWS if signature.batch_axes() else _ROWS[:1]
     known = vocabularies or {}
     try:
-        shapes = [signature.concrete_shapes(count) for count in rows for _ in range(_DRAWS)]
+        shapes = [_shapes(signature, *sizes) for sizes in _SIZES]
+        shapes = [one for index, one in enumerate(shapes) if one not in shapes[:index]]
         return [
             {
                 name: _drawn(signature.input(name).dtype, shape, known.get(name, 2), random)
                 for name, shape in one.items()
             }
             for one in shapes
+            for _ in range(_DRAWS)
         ]
     except ValueError as error:
         raise ConversionError(
@@ -243,17 +249,27 @@ def _answers(
         sets = inputs
         if sets is None:
             sets = generated(loaded.signature, source.facts.vocabularies)
-        try:
-            return loaded.signature, sets, [worker.predict(one)[0] for one in sets]
-        except (PredictError, OutOfMemory) as error:
-            raise ConversionError(
-                f"the source itself fails on the inputs to verify with: {error.message}",
-                fix="Pass inputs that it takes, or leave verifying out (--no-verify).",
-                model=source.name,
-            ) from error
+        taken, answers = [], []
+        failure: BridgeError | None = None
+        for one in sets:
+            try:
+                answers.append(worker.predict(one, timeout_s=limit_s)[0])
+                taken.append(one)
+            except (WorkerDied, PredictTimeout) as error:
+                failure = error
+                break
+            except (PredictError, InputError, OutOfMemory) as error:
+                failure = error
+    if failure is not None and (inputs is not None or not taken):
+        raise ConversionError(
+            f"the source itself fails on the inputs to verify with: {failure.message}",
+            fix="Pass inputs that it takes, or leave verifying out (--no-verify).",
+            model=source.name,
+        ) from failure
+    return loaded.signature, taken, answers
 
 
-def _runner(target: str) -> str | None:
+def find_runner(target: str) -> str | None:
     """Name of the backend that runs a format on this machine's CPU: the native one, if it can."""
     native = {one.name: one.native_backend for one in registry().formats}.get(target)
     able = [
@@ -264,6 +280,19 @@ def _runner(target: str) -> str | None:
         and one.capabilities(CPU).predicts
     ]
     return native if native in able else next(iter(able), None)
+
+
+def _shapes(signature: Signature, rows: int, others: int) -> dict[str, tuple[int, ...]]:
+    axes = signature.batch_axes()
+    counts = {(signature.input(name).shape or ())[axis] for name, axis in axes.items()} - {None}
+    found = {}
+    for name, shape in signature.concrete_shapes(rows).items():
+        dims = signature.input(name).shape or ()
+        found[name] = tuple(
+            size if isinstance(dim, int) or dim in counts or axes.get(name) == axis else others
+            for axis, (dim, size) in enumerate(zip(dims, shape, strict=True))
+        )
+    return found
 
 
 def _drawn(
@@ -329,9 +358,9 @@ def _compared(
         absolute = np.where(same, 0.0, np.abs(left - right))
     absolute = np.where(np.isfinite(absolute), absolute, np.inf)
     allowed = tolerance[0] + tolerance[1] * np.where(np.isfinite(left), np.abs(left), 0.0)
-    return Difference(
-        name, float(absolute.max(initial=0.0)), float((absolute / allowed).max(initial=0.0))
-    )
+    with np.errstate(divide="ignore", invalid="ignore"):  # nothing may be allowed
+        excess = np.where(same, 0.0, absolute / allowed)
+    return Difference(name, float(absolute.max(initial=0.0)), float(excess.max(initial=0.0)))
 
 
 def _changes(source: Signature, made: Signature, names: Mapping[str, str]) -> tuple[str, ...]:

@@ -396,12 +396,13 @@ def test_generated_inputs_fit_the_signature_and_the_tables() -> None:
             TensorSpec("ids", DType.INT64, ("n",)),
             TensorSpec("small", DType.UINT8, ("n",)),
             TensorSpec("flag", DType.BOOL, ()),
-            TensorSpec("words", DType.STRING, ("n",)),
+            TensorSpec("words", DType.STRING, ("n", "t")),
         ),
         (),
     )
     sets = proof.generated(signature, {"ids": 1000})
-    assert [len(one["x"]) for one in sets] == [1, 1, 4, 4]
+    assert [one["words"].shape for one in sets[::2]] == [(1, 1), (4, 1), (4, 6)]
+    assert [len(one["x"]) for one in sets] == [1, 1, 4, 4, 4, 4]
     ids = np.concatenate([one["ids"] for one in sets])
     assert 1 < ids.max() < 1000
     assert max(one["small"].max() for one in sets) <= 1
