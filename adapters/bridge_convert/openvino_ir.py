@@ -30,14 +30,18 @@ def probe() -> bridge.Availability:
 
 def error_rules() -> tuple[ErrorRule, ...]:
     """What OpenVINO says of operators that it does not know."""
-    return (
+    return tuple(
         ErrorRule(
-            RuntimeError,
+            Exception,  # OpConversionFailure is no RuntimeError
             ConversionError,
-            pattern=r"No conversion rule found for operations: (?P<operator>[^\n]+)",
-            message="OpenVINO cannot convert the operators {operator}.",
+            pattern=pattern,
+            message="OpenVINO cannot convert the operator {operator}.",
             fix="Try another route: 'bridge routes' shows them.",
-        ),
+        )
+        for pattern in (
+            r"No conversion rule found for operations: (?P<operator>[^\n]+)",
+            r"Conversion is failed for: (?P<operator>[^\n]+)",
+        )
     )
 
 

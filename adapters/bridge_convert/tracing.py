@@ -6,6 +6,7 @@ it, which turns nested results into a tuple. Freezing then inlines and folds all
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,7 +126,12 @@ def export_onnx(
             dynamic_axes=axes,
         )
     except torch.onnx.errors.UnsupportedOperatorError as error:
+        text = str(error)
+        named = re.search(r"operator '([^']+)'", text)
+        operator = named[1] if named is not None else text.partition("\n")[0]
         raise ConversionError(
-            f"torch.onnx cannot convert the operator: {str(error).splitlines()[0]}",
+            f"torch.onnx cannot convert the operator {operator}.",
             fix="Try another route: 'bridge routes' shows them.",
+            operator=operator,
+            native_error=text,
         ) from error

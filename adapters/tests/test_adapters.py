@@ -142,6 +142,19 @@ def test_an_operator_that_onnx_lacks_is_named(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["net"]
 
 
+@pytest.mark.parametrize("target", ["onnx", "openvino_ir"])
+def test_an_operator_of_torch_that_nobody_converts_is_named(target: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+
+    class Net(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, x: Any) -> Any:
+            return torch.special.zeta(x + 2, x + 1)
+
+    torch.export.save(torch.export.export(Net(), (torch.ones(2),)), tmp_path / "net.pt2")
+    with pytest.raises(ConversionError, match="cannot convert the operator aten.+special_zeta"):
+        convert(f"exported_program-to-{target}", tmp_path / "net.pt2", tmp_path)
+
+
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_keras_goes_on_from_its_saved_model(tmp_path: Path) -> None:
     keras = pytest.importorskip("keras")
