@@ -1,9 +1,11 @@
 """Results in the memory of a GPU, which other libraries take through DLPack without a copy.
 
 DLPack passes a C struct in a capsule (``dlpack.h``, version 1.1) with the address, the
-shape, and a function that the taker calls when it is done. There are two of them:
-``DLManagedTensor``, which everybody takes, and ``DLManagedTensorVersioned``, without which
-some takers make their view read-only. Inputs come the other way through ``bridge.dlpack``.
+shape, and a function that the taker calls when it is done. Ours are made by numpy, of an
+array over that address, whose elements it never touches; only the device and the type are
+then changed. Its C code gives memory back where Python code cannot: while an exception is
+on its way, and when the interpreter is gone. Inputs come the other way through
+``bridge.dlpack``.
 """
 
 from __future__ import annotations
@@ -33,72 +35,51 @@ _CODES = {
     DType.BOOL: (6, 8),
     DType.FLOAT8_E4M3FN: (10, 8),
 }
+# Names of the two structs; without the second some takers make their view read-only.
 _NAME, _VERSIONED = b"dltensor", b"dltensor_versioned"
-_VERSION = (1, 1)
 
 
 class _Tensor(ctypes.Structure):
+    """``DLTensor`` as far as its type, with which an unversioned struct begins."""
+
     _fields_ = (
         ("data", ctypes.c_void_p),
         ("device_type", ctypes.c_int32),
         ("device_id", ctypes.c_int32),
         ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
+        ("type_code", ctypes.c_uint8),
+        ("type_bits", ctypes.c_uint8),
     )
 
 
-_Deleter = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+class _Versioned(ctypes.Structure):
+    """``DLManagedTensorVersioned``."""
 
-
-class _Managed(ctypes.Structure):
-    _fields_ = (("tensor", _Tensor), ("context", ctypes.c_void_p), ("deleter", _Deleter))
-
-
-class _ManagedVersioned(ctypes.Structure):
     _fields_ = (
         ("major", ctypes.c_uint32),
         ("minor", ctypes.c_uint32),
         ("context", ctypes.c_void_p),
-        ("deleter", _Deleter),
+        ("deleter", ctypes.c_void_p),
         ("flags", ctypes.c_uint64),
         ("tensor", _Tensor),
     )
 
 
 # Prototypes of our own: those that ctypes.pythonapi hands out belong to everybody.
-_Destructor = ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
-_new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
-    ("PyCapsule_New", ctypes.pythonapi)
-)
-# The same for a capsule that is being destroyed, to which no reference may be made.
-_dying_is = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(
+_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_IsValid", ctypes.pythonapi)
 )
-_dying_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(
+_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
 )
 
-# What others hold of ours, by the address of its struct, until they call the deleter.
-_lent: dict[int, tuple[Any, ...]] = {}
 
+class _Memory:
+    """What numpy takes an array from, and keeps for as long as it has that array."""
 
-def _give_back(address: int) -> None:
-    _lent.pop(address, None)
-
-
-def _forget(capsule: int) -> None:
-    for name in (_NAME, _VERSIONED):
-        if _dying_is(capsule, name):  # nobody took it
-            _lent.pop(_dying_pointer(capsule, name), None)
-
-
-_on_return = _Deleter(_give_back)
-_on_end = _Destructor(_forget)
+    def __init__(self, owner: object, interface: dict[str, Any]) -> None:
+        self.owner = owner
+        self.__array_interface__ = interface
 
 
 class GpuArray:
@@ -150,33 +131,38 @@ class GpuArray:
         *,
         stream: int | None = None,
         max_version: tuple[int, int] | None = None,
-        **others: Any,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
     ) -> Any:
-        """The capsule. Its content is complete: no stream has to wait for it."""
-        sizes = (ctypes.c_int64 * len(self.shape))(*self.shape)
+        """The capsule. Its content is complete: no stream has to wait for it.
+
+        Raises:
+            BufferError: A copy is wanted, or the memory of another device.
+        """
+        if copy or dl_device not in (None, self.__dlpack_device__()):
+            raise BufferError(
+                f"{self!r} hands out its own memory only: take it without copy and device, "
+                "then copy it."
+            )
         code, bits = _CODES[self.kind]
-        tensor = _Tensor(
-            data=self.address,
-            device_type=_CUDA,
-            device_id=self.device_index,
-            ndim=len(self.shape),
-            code=code,
-            bits=bits,
-            lanes=1,
-            shape=sizes,
-            strides=None,  # C order
-            byte_offset=0,
-        )
-        name = _NAME if max_version is None or max_version[0] < _VERSION[0] else _VERSIONED
-        managed: ctypes.Structure
-        if name is _NAME:
-            managed = _Managed(tensor=tensor, deleter=_on_return)
+        interface = {
+            "version": 3,
+            "shape": self.shape,
+            "typestr": f"<u{bits // 8}",
+            "data": (self.address, False),
+        }
+        carrier = np.asarray(_Memory(self, interface))
+        try:
+            capsule = carrier.__dlpack__(max_version=max_version)
+        except TypeError:  # numpy before 2.1, which knows the unversioned struct alone
+            capsule = carrier.__dlpack__()
+        if _is_valid(capsule, _VERSIONED):
+            tensor = _Versioned.from_address(_pointer(capsule, _VERSIONED)).tensor
         else:
-            major, minor = _VERSION
-            managed = _ManagedVersioned(major=major, minor=minor, deleter=_on_return, tensor=tensor)
-        address = ctypes.addressof(managed)
-        _lent[address] = managed, sizes, self
-        return _new(address, name, ctypes.cast(_on_end, ctypes.c_void_p))
+            tensor = _Tensor.from_address(_pointer(capsule, _NAME))
+        tensor.device_type, tensor.device_id = self.__dlpack_device__()
+        tensor.type_code, tensor.type_bits = code, bits
+        return capsule
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:

@@ -7,6 +7,9 @@ they make of a capsule: DLPack's word for the CPU takes the place of that for CU
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,16 @@ def test_torch_reads_our_capsule_without_a_copy(as_cpu: None) -> None:
     assert array[1, 2] == 9
 
 
+@pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn"])
+def test_types_that_numpy_lacks_keep_their_name(as_cpu: None, name: str) -> None:
+    torch = pytest.importorskip("torch")
+    array = np.array([[1.5, -2]], DType(name).numpy)
+    view = torch.from_dlpack(lent(array))
+    assert view.dtype is getattr(torch, name)
+    assert view.data_ptr() == array.ctypes.data
+    assert view.float().tolist() == [[1.5, -2]]
+
+
 def test_memory_lives_until_the_last_view_is_gone(as_cpu: None) -> None:
     class Owner:
         gone = 0
@@ -90,7 +103,44 @@ def test_memory_lives_until_the_last_view_is_gone(as_cpu: None) -> None:
     del unused  # nobody took the capsule
     gc.collect()
     assert Owner.gone == 2
-    assert arrays._lent == {}
+
+
+def test_a_taker_that_refuses_leaves_nothing_behind() -> None:
+    """numpy destroys the capsule while its own exception is on the way."""
+    array = np.arange(4, dtype=np.float32)
+    made = lent(array)
+    gone = weakref.ref(made)
+    with pytest.raises((BufferError, RuntimeError), match="device"):
+        np.from_dlpack(made)
+    del made
+    gc.collect()
+    assert gone() is None
+
+
+def test_copies_and_other_devices_are_refused(as_cpu: None) -> None:
+    made = lent(np.arange(4, dtype=np.float32), index=1)
+    for wanted in ({"copy": True}, {"dl_device": (1, 0)}, {"dl_device": (2, 1)}):
+        with pytest.raises(BufferError, match="its own memory only"):
+            made.__dlpack__(**wanted)
+    made.__dlpack__(copy=False, dl_device=(1, 1))
+
+
+LATE = """
+import sys
+import numpy as np
+from bridge.dtypes import DType
+from bridge_tensorrt import arrays
+
+arrays._CUDA = 1
+data = np.ones(3, np.float32)
+made = arrays.GpuArray(data.ctypes.data, (3,), DType.FLOAT32, 0, data)
+sys.kept = [np.from_dlpack(made), made.__dlpack__()]  # longer than any module
+"""
+
+
+def test_views_may_outlive_the_interpreter() -> None:
+    done = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_other_interfaces() -> None:
