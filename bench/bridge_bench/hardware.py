@@ -1,11 +1,12 @@
 """What runs on the GPU of this machine: ``make gpu-check``.
 
-The tests marked ``gpu`` of every backend that sees a GPU here, and a short benchmark of
-each, with whatever this Python has. The outcome goes to ``docs/verified-hardware.json``
-and from there to ``docs/verified-hardware.md``; a later run of the same GPU, driver and
-versions takes the place of the earlier one. Nothing is fetched and nothing installed: a
-checkout that is not installed is given entry points for the time of the check, and
-packages that are missing can be brought as wheels (``--wheels FOLDER``).
+The tests marked ``gpu`` of every backend that sees a GPU here and those that all backends
+have in common, and a short benchmark of each, with whatever this Python has. The outcome
+goes to ``docs/verified-hardware.json`` and from there to ``docs/verified-hardware.md``; a
+later run of the same GPU, driver and versions takes the place of the earlier one. Nothing
+is fetched and nothing installed: a checkout that is not installed is given entry points
+for the time of the check, and packages that are missing can be brought as wheels
+(``--wheels FOLDER``).
 
 On a machine without a GPU, or where no runtime of this Python can use the one there is,
 one sentence says so, nothing is written, and the exit status is 1.
@@ -40,6 +41,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 RECORD = Path("docs/verified-hardware.json")
 PAGE = Path("docs/verified-hardware.md")
 SOURCES = (".", "backends", "cli", "conformance", "bench")
+# Stands beside the backends for the tests that they have in common.
+ALL = "all backends"
 NEEDED = ("numpy", "pluggy", "pytest")
 TESTS_LIMIT_S = 900
 FIGURES_LIMIT_S = 400
@@ -94,7 +97,12 @@ def _checked(folder: Path, wheels: Path | None) -> dict[str, Any]:
         raise _Impossible("this machine has no NVIDIA GPU, so nothing was run and nothing written.")
     environment = _environment(folder, wheels)
     asked = _child(["-m", "bridge_bench.hardware", "--ask"], environment, limit_s=300)
-    found: dict[str, Any] = json.loads(asked.stdout.strip().splitlines()[-1])
+    found = _told(asked)
+    if found is None:
+        raise _Impossible(
+            "asking the backends for their devices ended with exit status "
+            f"{asked.returncode}, so nothing was run and nothing written."
+        )
     usable = {name: one for name, one in found.items() if one["devices"]}
     if not usable:
         reasons = "; ".join(f"{name}: {one['reason']}" for name, one in found.items())
@@ -107,6 +115,8 @@ def _checked(folder: Path, wheels: Path | None) -> dict[str, Any]:
         one["tests"] = _tested(name, folder, environment)
         print(f"gpu-check: measuring {name} ...", file=sys.stderr, flush=True)
         one["figures"] = _measured(name, environment)
+    print(f"gpu-check: testing {ALL} ...", file=sys.stderr, flush=True)
+    found[ALL] = {"version": None, "reason": None, "tests": _tested(ALL, folder, environment)}
     return {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "commit": _commit(),
@@ -122,7 +132,7 @@ def _gpus() -> list[dict[str, str | None]]:
     program = shutil.which("nvidia-smi")
     if program is not None:
         query = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=60)
+        done = _ended(query, limit_s=60)
         rows = [line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line]
         if done.returncode == 0 and rows:
             return [{"name": name.strip(), "driver": driver.strip()} for name, driver in rows]
@@ -191,12 +201,18 @@ def _registered(folder: Path) -> Path:
 def _child(
     arguments: Sequence[str], environment: Mapping[str, str], *, limit_s: int
 ) -> subprocess.CompletedProcess[str]:
-    """A process of this Python; a late one is ended and has exit status 124."""
-    command = [sys.executable, *arguments]
+    """A process of this Python; see ``_ended``."""
+    return _ended([sys.executable, *arguments], limit_s=limit_s, environment=environment)
+
+
+def _ended(
+    command: Sequence[str], *, limit_s: int, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A process that has ended; a late one is killed and has exit status 124."""
     try:
         return subprocess.run(
             command,
-            env=dict(environment),
+            env=None if environment is None else dict(environment),
             cwd=CHECKOUT,
             stdout=subprocess.PIPE,
             text=True,
@@ -204,7 +220,21 @@ def _child(
             timeout=limit_s,
         )
     except subprocess.TimeoutExpired as error:
-        return subprocess.CompletedProcess(command, 124, str(error.stdout or ""))
+        # Bytes, whatever text=True says.
+        said = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else ""
+        return subprocess.CompletedProcess(command, 124, said)
+
+
+def _told(done: subprocess.CompletedProcess[str]) -> dict[str, Any] | None:
+    """The last line of JSON that a process has printed, if it ended well.
+
+    Runtimes may print other lines, even after it.
+    """
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode != 0 or not lines:
+        return None
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found
 
 
 def _backends() -> dict[str, Any]:
@@ -236,16 +266,16 @@ def _backends() -> dict[str, Any]:
 
 
 def _tested(name: str, folder: Path, environment: Mapping[str, str]) -> dict[str, Any]:
-    """Outcomes of a backend's tests marked ``gpu``."""
+    """Outcomes of the tests marked ``gpu`` of a backend, or of ``ALL``."""
     outcome: dict[str, Any] = {"passed": [], "failed": [], "skipped": [], "problem": None}
-    home = CHECKOUT / "backends" / "tests" / name
-    if not home.is_dir():
+    files = [str(path) for path in _test_files(CHECKOUT) if _backend_of(path) == name]
+    if not files:
         return {**outcome, "problem": "it has no tests here"}
     settings, report = folder / "pytest.ini", folder / f"{name}.xml"
     settings.write_text(_INI, encoding="utf-8")
     flags = ["-c", str(settings), f"--rootdir={CHECKOUT}", "-m", "gpu", "-q", "--tb=short"]
     flags += [f"--junitxml={report}", "-o", "junit_family=xunit2"]
-    done = _child(["-m", "pytest", *flags, str(home)], environment, limit_s=TESTS_LIMIT_S)
+    done = _child(["-m", "pytest", *flags, *files], environment, limit_s=TESTS_LIMIT_S)
     print(done.stdout, file=sys.stderr, flush=True)
     if done.returncode not in (0, 1, 5):  # passed, failed, no test there
         outcome["problem"] = f"pytest ended with exit status {done.returncode}"
@@ -261,10 +291,9 @@ def _measured(name: str, environment: Mapping[str, str]) -> dict[str, Any]:
     """The figures of a backend, or what kept them from being measured."""
     command = ["-m", "bridge_bench.figures", name]
     done = _child(command, environment, limit_s=FIGURES_LIMIT_S)
-    lines = done.stdout.strip().splitlines()
-    if done.returncode != 0 or not lines:
+    found = _told(done)
+    if found is None:
         return {"problem": f"measuring ended with exit status {done.returncode}", "rows": []}
-    found: dict[str, Any] = json.loads(lines[-1])
     return found
 
 
@@ -289,9 +318,9 @@ def replaced(runs: Sequence[Mapping[str, Any]], run: Mapping[str, Any]) -> list[
 
 
 def gpu_tests(checkout: Path) -> dict[str, list[str]]:
-    """Names of the tests marked ``gpu`` in the sources, by backend."""
+    """Names of the tests marked ``gpu`` in the sources, by backend or ``ALL``."""
     found: dict[str, list[str]] = {}
-    for path in sorted((checkout / "backends" / "tests").glob("*/test_*.py")):
+    for path in _test_files(checkout):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         whole = any(
             isinstance(node, ast.Assign)
@@ -304,8 +333,17 @@ def gpu_tests(checkout: Path) -> dict[str, list[str]]:
                 continue
             marks = [ast.unparse(one) for one in node.decorator_list]
             if whole or "pytest.mark.gpu" in marks:
-                found.setdefault(path.parent.name, []).append(node.name)
+                found.setdefault(_backend_of(path), []).append(node.name)
     return found
+
+
+def _test_files(checkout: Path) -> list[Path]:
+    home = checkout / "backends" / "tests"
+    return sorted([*home.glob("test_*.py"), *home.glob("*/test_*.py")])
+
+
+def _backend_of(path: Path) -> str:
+    return ALL if path.parent.name == "tests" else path.parent.name
 
 
 def _read(checkout: Path) -> dict[str, Any]:
@@ -423,12 +461,13 @@ def _never_passed(
     passed: set[tuple[str, str]] = set()
     for run in runs:
         for name, one in run["backends"].items():
-            outcome = one.get("tests") or {"passed": (), "failed": ()}
+            outcome = one.get("tests") or {"passed": (), "failed": (), "skipped": ()}
             bare = {
                 word: {test.partition("[")[0] for test in outcome[word]}
-                for word in ("passed", "failed")
+                for word in ("passed", "failed", "skipped")
             }
-            passed |= {(name, test) for test in bare["passed"] - bare["failed"]}
+            whole = bare["passed"] - bare["failed"] - bare["skipped"]
+            passed |= {(name, test) for test in whole}
     left = {
         name: [one for one in names if (name, one) not in passed] for name, names in tests.items()
     }

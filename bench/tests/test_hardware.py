@@ -68,6 +68,8 @@ def test_a_test_that_failed_once_has_not_passed() -> None:
     assert hardware._never_passed([run], TESTS) == {"one": ["test_a"], "two": ["test_c"]}
     later = run_of(version="1.1", passed=["test_a[x]", "test_a[y]"])
     assert hardware._never_passed([run, later], TESTS) == {"two": ["test_c"]}
+    part = run_of(passed=["test_a[x]", "test_b"], skipped=["test_a[y]"])
+    assert hardware._never_passed([part], TESTS)["one"] == ["test_a"]
 
 
 def test_a_run_replaces_one_of_the_same_gpu_and_versions() -> None:
@@ -81,18 +83,23 @@ def test_marked_tests_are_found(tmp_path: Path) -> None:
         "one/test_x.py": "@pytest.mark.gpu\ndef test_b(): ...\ndef test_other(): ...\n",
         "two/test_y.py": "pytestmark = [pytest.mark.gpu]\ndef test_c(): ...\ndef helper(): ...\n",
         "three/test_z.py": "def test_d(): ...\n",
+        "test_common.py": "@pytest.mark.gpu\ndef test_e(): ...\n",
     }.items():
         path = tmp_path / "backends" / "tests" / name
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    assert hardware.gpu_tests(tmp_path) == {"one": ["test_b"], "two": ["test_c"]}
+    assert hardware.gpu_tests(tmp_path) == {
+        "one": ["test_b"],
+        "two": ["test_c"],
+        hardware.ALL: ["test_e"],
+    }
 
 
 @pytest.mark.checkout
 def test_the_page_is_what_the_record_gives() -> None:
     record = json.loads((CHECKOUT / hardware.RECORD).read_text(encoding="utf-8"))
     assert (CHECKOUT / hardware.PAGE).read_text(encoding="utf-8") == hardware.page(record)
-    assert record["tests"].keys() == hardware.gpu_tests(CHECKOUT).keys()
+    assert record["tests"] == hardware.gpu_tests(CHECKOUT)
 
 
 @pytest.mark.checkout
@@ -186,6 +193,38 @@ def test_outcomes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         "problem": None,
     }
     assert hardware._tested("two", tmp_path, os.environ)["problem"] == "it has no tests here"
+    (home.parent / "test_common.py").write_text(TWO_TESTS)
+    assert hardware._tested(hardware.ALL, tmp_path, os.environ) == outcome
+
+
+@pytest.mark.parametrize(("status", "said"), [(1, ""), (0, "no JSON\n"), (124, '{"one"')])
+def test_backends_that_cannot_be_asked(
+    status: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(hardware, "_gpus", lambda: [{"name": "NVIDIA L4", "driver": None}])
+    done = subprocess.CompletedProcess([], status, said)
+    monkeypatch.setattr(hardware, "_child", lambda *args, **options: done)
+    monkeypatch.setattr(hardware, "CHECKOUT", tmp_path)
+    assert hardware.main([]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"exit status {status}, so nothing was run" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_late_process_is_ended() -> None:
+    code = "import time; print('begun', flush=True); time.sleep(60)"
+    done = hardware._child(["-c", code], os.environ, limit_s=2)
+    assert (done.returncode, done.stdout) == (124, "begun\n")
+    assert hardware._told(done) is None
+
+
+def test_figures_are_told_from_other_lines() -> None:
+    done = subprocess.CompletedProcess([], 0, 'warming\n{"rows": []}\nfreed 3 handles\n')
+    assert hardware._told(done) == {"rows": []}
 
 
 def test_gpus_are_named_by_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +240,7 @@ def test_a_gpu_that_nothing_here_can_use(
 ) -> None:
     monkeypatch.setattr(hardware, "_gpus", lambda: [{"name": "NVIDIA L4", "driver": None}])
     about = {"one": {"version": "1", "devices": [], "reason": "version 1 sees no CUDA device"}}
-    done = subprocess.CompletedProcess([], 0, f"a line\n{json.dumps(about)}\n")
+    done = subprocess.CompletedProcess([], 0, f"a line\n{json.dumps(about)}\nanother\n")
     monkeypatch.setattr(hardware, "_child", lambda *args, **options: done)
     monkeypatch.setattr(hardware, "CHECKOUT", tmp_path)
     assert hardware.main([]) == 1
