@@ -49,8 +49,11 @@ class Plan:
 
 PLANS = {
     "small": Plan(steps=150, batch=1024, rate=5e-3, table_rate=2e-2, table_scale=0.05),
-    "real": Plan(steps=120, batch=2048, rate=2e-3, table_rate=2e-2, table_scale=0.05),
+    "real": Plan(steps=120, batch=2048, rate=2e-3, table_rate=5e-3, table_scale=0.02),
 }
+
+_REAL_STEPS = {"fm": 240, "wdl": 100}
+"""Where the cost of a step, or what it teaches, is far from the other models'."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +182,9 @@ def _learned(description: Description, seed: int) -> Training:
     import torch
 
     plan = PLANS.get(description.size, PLANS["small"])
+    steps = (
+        plan.steps if plan is not PLANS["real"] else _REAL_STEPS.get(description.name, plan.steps)
+    )
     log = ClickLog(description)
     model = model_of(description)
     first = _first_weights(description, seed, plan.table_scale)
@@ -194,7 +200,7 @@ def _learned(description: Description, seed: int) -> Training:
         (torch.optim.Adam(layers, lr=plan.rate), plan.rate),
     ]
     started = time.perf_counter()
-    for step in range(plan.steps):
+    for step in range(steps):
         batch, labels = log.rows(plan.batch, [_TRAINING, seed, step])
         scores = module(**_tensors(batch))
         losses = [
@@ -203,7 +209,7 @@ def _learned(description: Description, seed: int) -> Training:
         ]
         for optimizer, rate in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate * (1 - step / plan.steps)
+                group["lr"] = rate * (1 - step / steps)
             optimizer.zero_grad()
         torch.autograd.backward(losses)
         for optimizer, _ in optimizers:
@@ -216,7 +222,7 @@ def _learned(description: Description, seed: int) -> Training:
         weights=torch_weights(module, list(first)),
         aucs={task: auc(found[task], truth[task]) for task in model.tasks},
         ceilings=log.ceiling(rows, truth),
-        rows=plan.steps * plan.batch,
+        rows=steps * plan.batch,
         seconds=seconds,
     )
 
