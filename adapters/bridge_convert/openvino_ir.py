@@ -10,6 +10,7 @@ from typing import Any
 
 import bridge
 from bridge.errors import ConversionError, ErrorRule, UnsupportedModel
+from bridge_convert.saved_model import served
 from bridge_convert.signature import signature_of
 
 __all__ = [
@@ -89,8 +90,8 @@ class SavedModelToIr(bridge.Adapter):
     ) -> Mapping[str, Any]:
         import openvino
 
-        key, signature = signature_of(model)
-        stated = [one for one in model.facts.signatures if not one.startswith("__")]
+        graph, key = served(model)
+        stated = [one for one in graph.signatures if not one.startswith("__")]
         # OpenVINO reads the default signature; without it, the union of all of them.
         if key != "serving_default" and len(stated) > 1:
             raise UnsupportedModel(
@@ -98,7 +99,7 @@ class SavedModelToIr(bridge.Adapter):
                 fix="Convert to onnx, which takes any signature.",
                 wanted=key,
             )
-        return save(openvino.convert_model(str(model.file)), signature, target)
+        return save(openvino.convert_model(str(model.file)), graph.signatures[key], target)
 
 
 _saving = threading.Lock()  # warnings are silenced for the whole process

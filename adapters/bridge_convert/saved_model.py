@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import bridge
 from bridge.errors import ConversionError, ErrorRule, UnsupportedModel
-from bridge_convert.signature import available, name_onnx, signature_of
+from bridge.formats.tensorflow import SavedModel
+from bridge.formats.tensorflow.graph import MetaGraph
+from bridge.formats.tensorflow.reach import keeps_state, reach
+from bridge_convert.signature import available, name_onnx
 
-__all__ = ["OnnxOptions", "SavedModelToOnnx"]
+__all__ = ["OnnxOptions", "SavedModelToOnnx", "served"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,9 +68,10 @@ class SavedModelToOnnx(bridge.Adapter):
     def _convert(
         self, model: bridge.ModelRef, target: Path, options: OnnxOptions
     ) -> Mapping[str, Any]:
-        key, signature = signature_of(model)
+        graph, key = served(model)
+        signature = graph.signatures[key]
         _require_dense(signature)
-        frozen, inputs, outputs = _frozen(model.file, key, signature)
+        frozen, inputs, outputs = _frozen(model.file, graph.tags, signature)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own use of numpy
             import onnx
@@ -96,6 +100,28 @@ class SavedModelToOnnx(bridge.Adapter):
 _MOST_BYTES = 2**31 - 2**20  # of one protobuf message, less some
 
 
+def served(model: bridge.ModelRef) -> tuple[MetaGraph, str]:
+    """The graph of a SavedModel and the key of its signature, chosen as the backend does.
+
+    Raises:
+        OptionError: There is no such signature.
+        UnsupportedModel: There is none at all, or calling it changes variables, which a
+            converted model, whose variables are constants, would not do.
+    """
+    kind = SavedModel()
+    graph = kind.graph(model)
+    key = kind.signature_key(model, graph)
+    outputs = graph.signatures[key].outputs
+    roots = [(spec.native_name or "").partition(":")[0] for spec in outputs]
+    if keeps_state(reach(graph, roots)):
+        raise UnsupportedModel(
+            f"calls of signature '{key}' change the model, which a converted one would not do.",
+            fix="Use backend='tensorflow', or export it with its state as inputs and outputs.",
+            model=model.name,
+        )
+    return graph, key
+
+
 def _require_dense(signature: bridge.Signature) -> None:
     for spec in (*signature.inputs, *signature.outputs):
         if not spec.native_name:
@@ -107,7 +133,7 @@ def _require_dense(signature: bridge.Signature) -> None:
 
 
 def _frozen(
-    folder: Path, key: str, signature: bridge.Signature
+    folder: Path, tags: Iterable[str], signature: bridge.Signature
 ) -> tuple[Any, dict[str, str], dict[str, str]]:
     """The graph with its variables as constants; tensors of inputs and outputs to names.
 
@@ -121,13 +147,12 @@ def _frozen(
     from tensorflow.python.saved_model.loader_impl import SavedModelLoader
 
     loader = SavedModelLoader(str(folder))
-    tags = min((one.meta_info_def.tags for one in _graphs(loader, key)), key=len)
     graph = tf.Graph()
     config = tf.compat.v1.ConfigProto(device_count={"GPU": 0})
     with graph.as_default(), tf.compat.v1.Session(graph=graph, config=config) as session:
-        saver, _ = loader.load_graph(graph, list(tags))
+        saver, _ = loader.load_graph(graph, sorted(tags))
         loader.restore_variables(session, saver)
-        loader.run_init_ops(session, list(tags))
+        loader.run_init_ops(session, sorted(tags))
         inputs = {str(spec.native_name): spec.name for spec in signature.inputs}
         outputs: dict[str, str] = {}
         for spec in signature.outputs:
@@ -164,13 +189,3 @@ def _inlined(graph: Any, kept: list[str]) -> Any:
     rewrites.optimizers.append("function")
     rewrites.function_optimization = rewriter_config_pb2.RewriterConfig.AGGRESSIVE
     return tf_optimizer.OptimizeGraph(config, meta_graph)
-
-
-def _graphs(loader: Any, key: str) -> list[Any]:
-    graphs = loader.saved_model.meta_graphs
-    found = [one for one in graphs if key in one.signature_def]
-    if not found:
-        raise ConversionError(
-            f"no graph of the SavedModel has the signature '{key}'.", fix="Name another signature."
-        )
-    return found

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bridge
-from bridge.errors import ConversionError, UnsupportedModel, UntrustedModel
+from bridge.errors import ConversionError, OptionError, UnsupportedModel, UntrustedModel
 from bridge.loading import open_model
 from bridge.registry import registry
 
@@ -122,8 +122,27 @@ def test_another_signature_of_a_saved_model(saved_model: Path, tmp_path: Path) -
     np.testing.assert_array_equal(found["loop"], 8 * x)
     with pytest.raises(UnsupportedModel, match="'serving_default' only, not 'same'"):
         convert("saved_model-to-openvino_ir", saved_model, tmp_path, signature="same")
-    with pytest.raises(UnsupportedModel, match="no signature 'nothing'"):
+    with pytest.raises(OptionError, match="no signature 'nothing'"):
         convert("saved_model-to-openvino_ir", saved_model, tmp_path, signature="nothing")
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino_ir"])
+def test_a_saved_model_that_keeps_state_is_refused(target: str, tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow")
+
+    class Counter(tf.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.count = tf.Variable(0.0)
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x")])  # type: ignore[untyped-decorator]
+        def add(self, x: Any) -> Any:
+            return {"y": x + self.count.assign_add(1.0)}
+
+    net = Counter()
+    tf.saved_model.save(net, str(tmp_path / "net"), signatures=net.add)
+    with pytest.raises(UnsupportedModel, match="change the model"):
+        convert(f"saved_model-to-{target}", tmp_path / "net", tmp_path)
 
 
 def test_an_operator_that_onnx_lacks_is_named(tmp_path: Path) -> None:
