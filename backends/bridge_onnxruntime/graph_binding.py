@@ -86,7 +86,9 @@ class GraphBound(Bound):
         shapes = [value.shape() for value in self._binding.get_outputs()]
         self._binding.clear_binding_outputs()
         make = onnxruntime().OrtValue.ortvalue_from_shape_and_type
+        made = {}
         for (name, dtype), shape in zip(self._types.items(), shapes, strict=True):
-            self._results[name] = make(shape, ONNX_CODES[dtype], *self._place)
-            self._binding.bind_ortvalue_output(name, self._results[name])
+            made[name] = make(shape, ONNX_CODES[dtype], *self._place)
+            self._binding.bind_ortvalue_output(name, made[name])
+        self._results = made  # all or none: without memory for one, the next call begins anew
         self._session.run_with_iobinding(self._binding, self._later)

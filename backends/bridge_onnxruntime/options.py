@@ -47,8 +47,8 @@ class OnnxruntimeOptions(Options):
     )
     spin_duration: int | None = option(
         None,
-        help="How long idle threads wait actively; none leaves it to onnxruntime "
-        "(session.intra_op.spin_duration_us).",
+        help="How long idle threads wait actively, even with a thread budget; none leaves it to "
+        "onnxruntime (session.intra_op.spin_duration_us).",
         unit="µs",
         minimum=0,
         maximum=10_000_000,
@@ -240,7 +240,8 @@ class OnnxruntimeOptions(Options):
             raise OptionError(
                 f"affinity names CPUs for {len(self.affinity)} threads; with {wanted + 1} "
                 f"threads, one of them the caller's, there are {wanted} to be tied.",
-                fix=f"Name {wanted}, or set threads={len(self.affinity) + 1}.",
+                fix=("Leave affinity out" if wanted == 0 else f"Give {wanted} CPUs or ranges")
+                + f", or set threads={len(self.affinity) + 1}.",
                 option="affinity",
                 rule="affinity-count",
             )
@@ -248,10 +249,12 @@ class OnnxruntimeOptions(Options):
     @property
     def spins(self) -> bool:
         """Whether idle threads wait actively, with the default filled in."""
-        if self.spinning is not None:
-            return self.spinning
+        return self._spins_unasked if self.spinning is None else self.spinning
+
+    @property
+    def _spins_unasked(self) -> bool:
         is_alone = (self.threads or default_threads()) == 1 and self.execution_mode == "sequential"
-        return thread_budget() is None and not is_alone
+        return not is_alone and (self.spin_duration is not None or thread_budget() is None)
 
     @property
     def tied(self) -> tuple[range, ...]:
@@ -285,7 +288,7 @@ class OnnxruntimeOptions(Options):
         threads = None if self.threads == cpus else self.threads
         beside = None if self.inter_threads == cpus else self.inter_threads
         is_alone = (threads or cpus) == 1 and self.execution_mode == "sequential"
-        is_usual = is_alone or self.spinning == (thread_budget() is None)
+        is_usual = is_alone or self.spinning == self._spins_unasked
         return replace(
             self,
             threads=threads,

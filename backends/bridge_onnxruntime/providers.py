@@ -122,11 +122,11 @@ def _load(name: str) -> tuple[str, ...]:
             fix="Install a newer onnxruntime, or leave provider out.",
             wanted=name,
         )
-    module: Any = importlib.import_module(module_name)
-    names = tuple(module.get_ep_names())
-    if any(item.ep_name in names for item in ort.get_ep_devices()):
-        return names  # the program has registered it itself
     try:
+        module: Any = importlib.import_module(module_name)
+        names = tuple(module.get_ep_names())
+        if any(item.ep_name in names for item in ort.get_ep_devices()):
+            return names  # the program has registered it itself
         # Some providers take the name under which they are registered for their own.
         ort.register_execution_provider_library(names[0], module.get_library_path())
     except Exception as error:

@@ -227,7 +227,10 @@ def _use_engines(
         keep_in(folder)
         source = str(model.file) if model.data is None else model.data
         settings = _settings(model, device, options)
-        onnxruntime().InferenceSession(source, settings, providers=providers, enable_fallback=0)
+        made = onnxruntime().InferenceSession(
+            source, settings, providers=providers, enable_fallback=0
+        )
+        what_runs(made, device, options)  # raises where TensorRT took nothing to keep
 
     keep_in(engine_folder(model, device, options, make_session))
 

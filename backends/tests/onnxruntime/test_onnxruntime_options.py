@@ -118,9 +118,19 @@ def test_a_thread_budget_sets_threads_and_ends_spinning() -> None:
         bridge.set_thread_budget(None)
 
 
-def test_the_duration_of_spinning_reaches_the_session() -> None:
-    settings = load(threads=2, spin_duration=200)._session.get_session_options()
-    assert settings.get_session_config_entry("session.intra_op.spin_duration_us") == "200"
+@pytest.mark.parametrize("budget", [None, 2])
+def test_the_duration_of_spinning_reaches_the_session(budget: int | None) -> None:
+    try:
+        bridge.set_thread_budget(budget)
+        settings = load(threads=2, spin_duration=200)._session.get_session_options()
+        given = OnnxruntimeOptions(threads=2, spin_duration=200)
+        asked = OnnxruntimeOptions(threads=2, spin_duration=200, spinning=True)
+        assert given.effective() == asked.effective()
+        assert given.effective().spins
+    finally:
+        bridge.set_thread_budget(None)
+    for key, value in (("spin_duration_us", "200"), ("allow_spinning", "1")):
+        assert settings.get_session_config_entry(f"session.intra_op.{key}") == value
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,12 +21,12 @@ onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 
 from bridge_onnxruntime import providers  # noqa: E402
+from bridge_onnxruntime import session as sessions  # noqa: E402
 from bridge_onnxruntime.backend import OnnxruntimeBackend  # noqa: E402
 from bridge_onnxruntime.graph_binding import GraphBound  # noqa: E402
 from bridge_onnxruntime.optimised import engine_folder  # noqa: E402
 from bridge_onnxruntime.options import OnnxruntimeOptions  # noqa: E402
 from bridge_onnxruntime.predictor import DevicePredictor  # noqa: E402
-from bridge_onnxruntime.session import SILENT  # noqa: E402
 
 CUDA = bridge.Device("cuda", 1)
 FLOAT = onnx.TensorProto.FLOAT
@@ -82,6 +83,15 @@ def test_a_plugin_whose_library_does_not_load(plugin: str) -> None:
     with pytest.raises(errors.BackendUnavailable, match="cannot load it") as caught:
         load(provider=plugin)
     assert caught.value.__cause__ is not None
+
+
+def test_a_plugin_that_cannot_be_imported(plugin: str, tmp_path: Path) -> None:
+    (tmp_path / "onnxruntime_ep_for_a_test" / "__init__.py").write_text("import not_there_either")
+    with pytest.raises(
+        errors.BackendUnavailable, match="plugin for-a-test is inst.*either"
+    ) as caught:
+        load(provider=plugin)
+    assert "onnxruntime-ep-for-a-test" in caught.value.fix
 
 
 def devices(*kinds: tuple[str, int]) -> Any:
@@ -167,8 +177,25 @@ def test_engines_are_kept_in_the_cache(tmp_path: Path, monkeypatch: pytest.Monke
     (folder / "model.engine").write_bytes(b"Engine")
     assert engine_folder(fixed, CUDA, options, build) == folder
     assert len(built) == 3
-    with pytest.raises(errors.OptionError, match=r"input 'x' has shape \(N, 3\)|input 'x'"):
+    with pytest.raises(errors.OptionError, match=r"input 'x' has shape \(N, 3\)"):
         engine_folder(open_model(model()), CUDA, options, build)
+
+
+def test_engines_of_a_model_that_tensorrt_does_not_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another provider that takes no operator stands in for it."""
+    monkeypatch.setenv("BRIDGE_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(OnnxruntimeBackend, "devices", lambda self: (bridge.CPU, CUDA))
+    monkeypatch.setitem(providers.PROVIDERS, "tensorrt", "AzureExecutionProvider")
+    monkeypatch.setattr(
+        sessions,
+        "provider_list",
+        lambda device, options: [("AzureExecutionProvider", {}), "CPUExecutionProvider"],
+    )
+    options = {"provider": "tensorrt", "cache": True, "cpu_nodes": True}
+    with pytest.raises(errors.SilentFallback, match="got no operator of the model"):
+        bridge.load(model(2), backend="onnxruntime", device=CUDA, options=options)
 
 
 def test_inputs_on_a_device_are_bound_where_they_are() -> None:
@@ -200,7 +227,7 @@ def test_recorded_calls_have_buffers_of_their_own() -> None:
     predictor = DevicePredictor(session, signature, info)
     assert predictor._run_options.get_run_config_entry("gpu_graph_id") == "-1"
     bounds = [
-        GraphBound(predictor, {"x": np.zeros((rows, 3), np.float32)}, session, SILENT)
+        GraphBound(predictor, {"x": np.zeros((rows, 3), np.float32)}, session, sessions.SILENT)
         for rows in (2, 5)
     ]
     assert bounds[0]._graph != bounds[1]._graph
@@ -215,6 +242,34 @@ def test_recorded_calls_have_buffers_of_their_own() -> None:
     assert bounds[0].outputs["y"] is held
     bounds[0].release()
     bounds[1].predict()
+
+
+def test_recorded_calls_begin_anew_after_memory_ran_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of two outputs gets no memory at first."""
+    proto = onnx.load_from_string(model())
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("before", FLOAT, ["N", 3]))
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    spec = bridge.TensorSpec("x", bridge.DType.FLOAT32, ("N", 3))
+    outputs = tuple(replace(spec, name=name) for name in ("y", "before"))
+    info = bridge.PredictorInfo(details={"cuda_graph": True})
+    predictor = DevicePredictor(session, bridge.Signature((spec,), outputs), info)
+    bound = GraphBound(predictor, {"x": np.full((2, 3), -1, np.float32)}, session, sessions.SILENT)
+    make, calls = ort.OrtValue.ortvalue_from_shape_and_type, []
+
+    def make_few(*given: Any) -> Any:
+        calls.append(given)
+        if len(calls) == 2:
+            raise MemoryError
+        return make(*given)
+
+    monkeypatch.setattr(ort.OrtValue, "ortvalue_from_shape_and_type", make_few)
+    with pytest.raises(errors.BridgeError):
+        bound.predict()
+    for _ in range(2):
+        bound.predict()
+        np.testing.assert_array_equal(bound.outputs["y"], np.zeros((2, 3)))
+        np.testing.assert_array_equal(bound.outputs["before"], np.full((2, 3), -2))
+    assert len(calls) == 4
 
 
 @pytest.mark.gpu
