@@ -171,17 +171,26 @@ def copy_model(source: Path, target: Path) -> None:
         target: Path of the copy, of the same name; it appears whole or not at all.
 
     Raises:
-        ConversionError: The target exists already, or the disk is full.
+        ConversionError: The target exists already, has another name, or cannot be written.
     """
+    if target.name != source.name:  # files beside it are called after it
+        raise ConversionError(
+            f"the model '{source.name}' cannot be copied as '{target.name}'.",
+            fix=f"Keep its name, or convert with name='{target.name}'.",
+            name=source.name,
+        )
     require_place(target)
     work = _workplace(target, source.name)
     try:
         shutil.copytree(source.parent, work, dirs_exist_ok=True, copy_function=shutil.copyfile)
         _move(work, target)
-    except (OSError, shutil.Error) as error:
-        if isinstance(error, ConversionError):
-            raise
-        raise _no_room(target, source.name) from error
+    except OSError as error:
+        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
+        raise ConversionError(
+            f"the converted model cannot be copied to '{target.parent}': {reason}.",
+            fix="Make room, or choose another path.",
+            model=source.name,
+        ) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -29,6 +30,7 @@ from bridge.errors import (
     BridgeError,
     CacheError,
     ConversionError,
+    OptionError,
     PredictTimeout,
     UnsupportedModel,
     UntrustedModel,
@@ -73,7 +75,8 @@ class Converted:
         is_cached: It was there already.
         failed: Routes that were tried before.
         makes_code: It is native code: ``bridge.load`` wants ``trust=True`` for it.
-        signature: What to state when it is loaded; ``None`` where its bytes tell.
+        signature: What to state when it is loaded; ``None`` where its bytes tell, or where
+            those of its source do not and it was not run.
     """
 
     path: Path
@@ -139,6 +142,8 @@ def convert(
 
     Raises:
         BackendNotFound: There is no such format or adapter.
+        OptionError: An option or the tolerance is not valid, or is for an adapter that no
+            route uses.
         BackendUnavailable: What converts, or what the result is to be compared with, is
             not installed.
         UnsupportedModel: No route leads there, or all refuse.
@@ -147,6 +152,13 @@ def convert(
             ``detail["attempts"]`` says which route failed and why.
         ModelError: The model cannot be opened.
     """
+    _require_tolerance(tolerance)
+    if name is not None and (Path(name).name != name or name == ".."):
+        raise ConversionError(
+            f"'{name}' is no name of a file.",
+            fix="Leave folders out; save() takes a path.",
+            name=name,
+        )
     found = open_model(model, signature=signature, trust=trust)
     source = found.file  # live objects cannot go to another process
     require_target(target)
@@ -171,6 +183,7 @@ def convert(
         one: registry().adapters.get(one).options_type.make(given)
         for one, given in (options or {}).items()
     }
+    _require_use(chosen, ways)
     job = _Job(
         found,
         source,
@@ -232,8 +245,8 @@ class _Job:
                 for one in route.adapters
             ],
             # Whether these inputs were passed is no property of the result, but nobody who
-            # asks for it shall get one that was not looked at.
-            "verified": list(tolerance) if self.verify else None,
+            # asks for it shall get one that was not looked at, for lack of a backend maybe.
+            "verified": [*tolerance, proof.find_runner(route.target)] if self.verify else None,
             "inputs": None if self.inputs is None else proof.digest(self.inputs),
         }
         was_built = []
@@ -265,9 +278,11 @@ class _Job:
         )
 
     def _no_room(self, error: OSError) -> ConversionError:
+        told = error if isinstance(error, CacheError) else None
         return ConversionError(
-            f"the converted model cannot be kept: {error}",
-            fix="Make room, or set BRIDGE_CACHE_DIR and TMPDIR to a disk with some.",
+            f"the converted model cannot be kept: {told.message if told else error}",
+            fix=(told and told.fix)
+            or "Make room, or set BRIDGE_CACHE_DIR and TMPDIR to a disk with some.",
             model=self.model.name,
             full=True,
         )
@@ -292,10 +307,14 @@ class _Job:
         home, work = folder / _MODEL, folder / "steps"
         home.mkdir()
         work.mkdir()
-        for adapter in route.adapters:
+        names: dict[str, str] = {}
+        for number, adapter in enumerate(route.adapters, 1):
             self.tell(f"converting {self.model.name}: {adapter.name}")
-            is_last = adapter is route.adapters[-1]
-            made = home / self.name if is_last else work / _file_name(self.source, adapter.target)
+            if number == len(route.adapters):
+                made = home / self.name
+            else:  # in a folder of its own, for what is written beside it
+                made = work / str(number) / _file_name(self.source, adapter.target)
+                made.parent.mkdir()
             with Worker() as worker:
                 try:
                     facts[adapter.name] = worker.convert(
@@ -310,6 +329,7 @@ class _Job:
                 except (WorkerDied, PredictTimeout) as error:
                     raise _ended(adapter.name, self.model, error) from error
             model = made
+            names = _chained(names, facts[adapter.name].get("renamed", {}))
             signature = None  # the one that was chosen is the only one of the result
         shutil.rmtree(work)
         convert_s = perf_counter() - started
@@ -322,11 +342,19 @@ class _Job:
                 model,
                 route.target,
                 is_code=route.makes_code,
-                renamed=facts[route.adapters[-1].name].get("renamed", {}),
+                renamed=names,
                 inputs=self.inputs,
                 tolerance=tolerance,
                 timeout_s=self.timeout_s,
             )
+        if dataclasses.replace(self.model).digest != self.model.digest:  # of other content now
+            raise ConversionError(
+                f"the model '{self.model.name}' was changed while it was converted.",
+                fix="Convert it again; replace a model by renaming, not by overwriting.",
+                model=self.model.name,
+            )
+        if route.makes_code and stated is None:
+            stated = _only_signature(self.model)
         about = {
             "facts": facts,
             "convert_s": convert_s,
@@ -334,6 +362,40 @@ class _Job:
             "signature": stated.to_dict() if stated is not None and route.makes_code else None,
         }
         (folder / _ABOUT).write_text(json.dumps(about), "utf-8")
+
+
+def _chained(first: Mapping[str, str], then: Mapping[str, str]) -> dict[str, str]:
+    """Old names -> new ones, over two conversions."""
+    untouched = {old: new for old, new in then.items() if old not in first.values()}
+    return untouched | {old: then.get(new, new) for old, new in first.items()}
+
+
+def _require_tolerance(tolerance: tuple[float, float] | None) -> None:
+    if tolerance is not None and not all(0 <= one < math.inf for one in tolerance):
+        raise OptionError(
+            f"a tolerance is two finite numbers of at least 0, atol and rtol; got {tolerance}.",
+            fix="Give for example (1e-5, 1e-4), or leave it out.",
+            option="tolerance",
+            value=tolerance,
+        )
+
+
+def _require_use(options: Iterable[str], routes: Iterable[Route]) -> None:
+    used = {adapter.name for route in routes for adapter in route.adapters}
+    for name in options:
+        if name not in used:
+            raise OptionError(
+                f"there are options for the adapter '{name}', which no route here uses.",
+                fix=f"Leave them out; routes here use {', '.join(sorted(used))}.",
+                option=name,
+                valid=sorted(used),
+            )
+
+
+def _only_signature(model: ModelRef) -> Signature | None:
+    """The signature that was stated, or the one that its bytes tell, if they tell one."""
+    told = tuple(model.facts.signatures.values())
+    return model.declared or (told[0] if len(told) == 1 else None)
 
 
 def _file_name(source: Path, target: str) -> str:

@@ -101,7 +101,7 @@ class Turn(bridge.Adapter):
         if "log" in os.environ:
             with open(os.environ["log"], "a") as log:
                 log.write(self.name + "\\n")
-        made = []
+        made = ["renamed"] if "renamed" in words and "end" in self.sources else []
         for word in words if self.acts else ():
             if word == "crash":
                 os.write(1, b"about to abort\\n")
@@ -118,7 +118,8 @@ class Turn(bridge.Adapter):
                 made.append(word)
         target.write_text(" ".join([self.target, *made, ""]))
         target.with_name(f"{target.name}.side").write_text("weights")
-        return {"gain": options.gain, **({"renamed": {"y": "z"}} if "renamed" in made else {})}
+        is_told = self.acts and "renamed" in made
+        return {"gain": options.gain, **({"renamed": {"y": "z"}} if is_told else {})}
 
 @bridge.hookimpl
 def register_backends(register):
@@ -363,6 +364,8 @@ def test_what_cannot_run_here_is_converted_and_not_called_equal(stage: Make) -> 
         ("end", {"route": ["middle-to-end"]}, UnsupportedModel, "reads middle, not source"),
         ("end", {"route": ["source-to-middle"]}, UnsupportedModel, "leads to middle, not end"),
         ("end", {"options": {"source-to-end": {"gian": 2}}}, OptionError, "gain"),
+        ("end", {"options": {"end-to-away": {}}}, OptionError, "which no route here uses"),
+        ("end", {"name": "../model.end"}, ConversionError, "no name of a file"),
     ],
 )
 def test_bad_requests(
@@ -421,4 +424,100 @@ def test_infinities_and_whole_numbers_have_to_be_equal() -> None:
     assert excess([1.0], [np.nan]) == np.inf
     assert excess([2**53 + 1], [2**53]) == np.inf
     assert excess([1000.0], [1000.05]) == pytest.approx(0.5, rel=0.01)
-    assert conversion.Converted.__doc__
+
+
+def test_names_are_followed_through_a_whole_route(stage: Make) -> None:
+    made = convert(stage("renamed"), "middle", route=["source-to-end", "end-to-middle"])
+    assert made.proof is not None
+    assert made.proof.changes == ("output 'y' is called 'z'",)
+    assert conversion._chained({"a": "b"}, {"b": "c", "d": "e"}) == {"a": "c", "d": "e"}
+
+
+def test_an_adapter_may_come_anywhere_and_again(stage: Make) -> None:
+    route = ["source-to-end", "end-trim", "end-trim", "end-to-middle"]
+    made = convert(stage(""), "middle", route=route)
+    assert made.proof is not None
+    assert made.proof.is_equal
+    assert sorted(one.name for one in made.path.parent.iterdir()) == [
+        "model.middle",
+        "model.middle.side",
+    ]
+
+
+def test_what_was_not_compared_for_lack_of_a_backend_is_compared_later(
+    stage: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = stage("off")
+    with monkeypatch.context() as lacking:
+        lacking.setattr(proof, "find_runner", lambda _: None)
+        made = convert(model, "end", route=["source-to-end"])
+    assert made.proof is not None
+    assert made.proof.is_equal is None
+    with pytest.raises(ConversionError, match="output 'y' is off by 0.01"):
+        convert(model, "end", route=["source-to-end"])
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_a_model_that_changes_while_it_is_converted_is_not_kept(
+    stage: Make, tmp_path: Path, verify: bool
+) -> None:
+    model = stage("")
+
+    def overwrite(_: str) -> None:
+        model.write_text("source of another")
+
+    with pytest.raises(ConversionError, match="was changed while it was converted"):
+        convert(model, "end", route=["source-to-end"], verify=verify, tell=overwrite)
+    assert not list((tmp_path / "cache" / "entries").iterdir())
+
+
+def test_code_that_was_not_run_keeps_the_signature_that_was_stated(stage: Make) -> None:
+    model = stage("")
+    stated = Signature((TensorSpec("x", DType.FLOAT32, ("n", 2)),), ())
+    made = convert(model, "code", signature=stated, trust=True, verify=False)
+    assert made.signature == stated
+    assert made.open().declared == stated
+    assert convert(model, "code", trust=True, verify=False).signature is None
+
+
+@pytest.mark.parametrize("tolerance", [(-1.0, 0.0), (0.0, np.nan), (np.inf, 0.0)])
+def test_a_tolerance_that_allows_anything_is_refused(
+    stage: Make, tolerance: tuple[float, float]
+) -> None:
+    with pytest.raises(OptionError, match="finite numbers of at least 0"):
+        convert(stage("off"), "end", tolerance=tolerance)
+
+
+def test_nothing_may_differ_where_nothing_is_allowed() -> None:
+    right, made = np.array([0.0, 2.0]), np.array([0.0, 2.5])
+    assert proof._compared("y", right, right, (0.0, 0.0)).excess == 0
+    assert proof._compared("y", right, made, (0.0, 0.0)).excess == np.inf
+
+
+def test_a_copy_under_another_name_is_refused(stage: Make, tmp_path: Path) -> None:
+    made = convert(stage(""), "end", verify=False)
+    with pytest.raises(ConversionError, match="cannot be copied as 'other.end'") as caught:
+        made.save(tmp_path / "other.end")
+    assert "name='other.end'" in str(caught.value.fix)
+
+
+def test_a_copy_that_fails_says_why(
+    stage: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = convert(stage(""), "end", verify=False)
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("bridge.adapter.shutil.copyfile", refused)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ConversionError, match="cannot be copied to .*: .*Permission denied"):
+        made.save(tmp_path / "out" / "model.end")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_cache_of_no_size_is_told_as_that(stage: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRIDGE_CACHE_SIZE", "huge")
+    with pytest.raises(ConversionError, match="BRIDGE_CACHE_SIZE is 'huge'") as caught:
+        convert(stage(""), "end")
+    assert caught.value.fix == "Write for example 500M or 20G."
