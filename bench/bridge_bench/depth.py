@@ -112,9 +112,10 @@ def contests(
         found += [Contest(backend=backend, subject=one) for one in theirs]
         # Last, because compiling may take longer than there is time for.
         found += [
-            Contest(backend=backend, subject=one, options={"execution": COMPILED})
+            Contest(backend=backend, subject=one, options=options)
             for one in theirs
-            if one.format == "exported_program" and _compiles(backend)
+            if one.format == "exported_program"
+            for options in _compiling(backend)
         ]
     return found
 
@@ -337,8 +338,13 @@ def _asked(
         return {}, f"{type(error).__name__}: {error.message}"
 
 
-def _compiles(backend: Backend) -> bool:
-    return any(COMPILED in (one.choices or ()) for one in backend.options_type.describe())
+def _compiling(backend: Backend) -> list[dict[str, Any]]:
+    """Options that compile ahead of time: as they are, and with the weights laid out anew."""
+    fields = {one.name: one for one in backend.options_type.describe()}
+    if "execution" not in fields or COMPILED not in (fields["execution"].choices or ()):
+        return []
+    plain: dict[str, Any] = {"execution": COMPILED}
+    return [plain, {**plain, "freezing": True}] if "freezing" in fields else [plain]
 
 
 def _table(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -99,6 +99,7 @@ def test_every_contest_of_a_backend_comes_before_what_is_compiled(tmp_path: Path
         ("torch", "torchscript", {}),
         ("torch", "exported_program", {}),
         ("torch", "exported_program", {"execution": "aot_inductor"}),
+        ("torch", "exported_program", {"execution": "aot_inductor", "freezing": True}),
     ]
 
 
