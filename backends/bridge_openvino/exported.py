@@ -20,10 +20,10 @@ from bridge_openvino.runtime import openvino
 
 __all__ = ["read_exported"]
 
-# torch.export's conditions that a signature's named dims and the ranges below hold as well.
-_PLAIN_GUARD = re.compile(
-    r"L\['\w+'\]\.size\(\)\[\d+\] (==|<=|>=|<|>) (L\['\w+'\]\.size\(\)\[\d+\]|\d+)"
-)
+# torch.export's conditions that a signature's named dims and the ranges below hold as well:
+# that two sizes are equal, or limits of one.
+_SIZE = r"L\['\w+'\]\.size\(\)\[\d+\]"
+_PLAIN_GUARD = re.compile(rf"{_SIZE} (== {_SIZE}|(==|<=|>=|<|>) \d+)")
 # torch reads one program at a time, and its warnings are silenced for the whole process.
 _reading = threading.Lock()
 

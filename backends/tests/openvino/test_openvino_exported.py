@@ -142,3 +142,14 @@ def test_live_programs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(errors.UnsupportedModel, match="disk"):
         bridge.load(live, backend="openvino")
     assert load(tmp_path / "m.pt2").predict({"input": np.ones((3, 2), np.float32)})
+
+
+def test_conditions_that_only_torch_can_check_are_refused(tmp_path: Path) -> None:
+    class Branch(torch.nn.Module):  # type: ignore[misc,name-defined]
+        def forward(self, x: Any, y: Any) -> Any:
+            return x * 2 + y.sum() if x.shape[0] <= y.shape[0] else x * 3 + y.sum()
+
+    shapes = {"x": {0: Dim("n", min=2, max=99)}, "y": {0: Dim("m", min=2, max=99)}}
+    save(tmp_path / "m.pt2", Branch(), (torch.ones(3), torch.ones(5)), shapes)
+    with pytest.raises(errors.UnsupportedModel, match="conditions on sizes"):
+        load(tmp_path / "m.pt2")
