@@ -89,8 +89,9 @@ class OpenvinoOptions(Options):
     )
     enable_mmap: bool = option(
         True,
-        help="Map the weights of OpenVINO's own format into memory instead of reading them.",
-        when="false where the .bin file may be overwritten while the model is loaded, or lies "
+        help="Map weights in files of their own (.bin of IR, external data of ONNX) into memory "
+        "instead of reading them.",
+        when="false where that file may be overwritten while the model is loaded, or lies "
         "on a disk that may go away.",
     )
     narrow_float64: bool = option(
