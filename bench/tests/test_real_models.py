@@ -75,6 +75,7 @@ def test_the_ranker_agrees_in_all_formats(size: str, tmp_path: Path) -> None:
         ("tensorflow", "saved_model"),
         ("openvino", "saved_model"),
         ("torch", "exported_program"),
+        ("openvino", "exported_program"),
         ("torch", "torchscript"),
     }
     assert found.all_agree
