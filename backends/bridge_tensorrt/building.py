@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bridge import ModelRef, Signature
@@ -53,6 +53,7 @@ def build(trt: Any, model: ModelRef, options: EngineOptions) -> Built:
         OptionError: A range does not fit the model, or an option does not fit the module.
         BuildFailed: TensorRT gave up.
     """
+    replace(options, module=trt.__name__)  # refuses what that module excludes
     start, started_s = mark(), time.perf_counter()
     network = parse(trt, model)
     profiles = make_profiles(network.signature.inputs, options, network.holding_shapes)
@@ -145,13 +146,6 @@ def _attach(config: rtx.IBuilderConfig, data: bytes) -> rtx.ITimingCache | None:
 
 def _target(trt: Any, config: rtx.IBuilderConfig, options: EngineOptions) -> None:
     """Kinds of GPU of tensorrt_rtx, which compiles for each of them without seeing one."""
-    if options.hardware != "none":
-        raise OptionError(
-            "option 'hardware' is for module tensorrt; tensorrt_rtx is used here.",
-            fix="Name the kinds of GPU in targets, such as targets=SM86,SM89.",
-            rule="hardware-of-tensorrt-rtx",
-            option="hardware",
-        )
     known = {
         name: value for name, value in trt.ComputeCapability.__members__.items() if name != "NONE"
     }
@@ -179,13 +173,6 @@ def _target(trt: Any, config: rtx.IBuilderConfig, options: EngineOptions) -> Non
 
 def _widen(trt: Any, config: rtx.IBuilderConfig, options: EngineOptions) -> None:
     """Other kinds of GPU for tensorrt, which builds for the one that it sees."""
-    if options.targets:
-        raise OptionError(
-            "option 'targets' is for module tensorrt_rtx; tensorrt builds for the GPU it sees.",
-            fix="Use hardware=ampere_plus for an engine that runs on other GPUs too.",
-            rule="targets-of-tensorrt",
-            option="targets",
-        )
     levels = trt.HardwareCompatibilityLevel.__members__
     if options.hardware.upper() not in levels:
         raise OptionError(

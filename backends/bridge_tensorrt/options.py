@@ -61,6 +61,7 @@ class EngineOptions(Options):
         help="Most scratch memory that a layer may use; none means all memory of the device.",
         unit="bytes",
         minimum=1,
+        maximum=2**50,  # far above any GPU; past 2**62 the builder fails in its sums
         when="the GPU is shared with others; faster kernels may need more, so that less costs "
         "speed.",
     )

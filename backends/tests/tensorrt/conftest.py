@@ -53,7 +53,10 @@ _numbers = itertools.count(2000)
 
 
 class FakeCuda:
-    """``cuda.bindings.runtime``, as far as the backend uses it."""
+    """``cuda.bindings.runtime``, as far as the backend uses it.
+
+    Threads use it at once: what is walked through is copied first, which is one step.
+    """
 
     cudaError_t = cudaError_t
     cudaMemcpyKind = cudaMemcpyKind
@@ -112,7 +115,7 @@ class FakeCuda:
         return self._release("host", address)
 
     def cudaStreamCreateWithFlags(self, flags: int) -> tuple[Any, ...]:
-        handle = 1000 + len(self.streams)
+        handle = next(_numbers)
         self.streams[handle] = []
         return OK, handle
 
@@ -197,11 +200,11 @@ class FakeCuda:
     def holds(self, word: str, address: int, size: int) -> bool:
         return any(
             word == kind and start <= address and address + size <= start + held
-            for start, (kind, _, held) in self.blocks.items()
+            for start, (kind, _, held) in list(self.blocks.items())
         )
 
     def _allocate(self, word: str, size: int) -> tuple[Any, ...]:
-        if sum(held for kind, _, held in self.blocks.values() if kind == word) + size > (
+        if sum(held for kind, _, held in list(self.blocks.values()) if kind == word) + size > (
             self.limit_bytes if word == "device" else 1 << 40
         ):
             return cudaError_t.cudaErrorMemoryAllocation, None
@@ -216,7 +219,7 @@ class FakeCuda:
         if self.blocks.get(address, ("",))[0] != word:
             return (BAD,)
         _, _, size = self.blocks.pop(address)
-        for queue in self.streams.values():
+        for queue in list(self.streams.values()):
             for used, _ in queue:
                 assert not any(address <= one < address + size for one in used), "freed in use"
         return (OK,)
@@ -474,7 +477,7 @@ class FakeRuntime:
         self._listener = listener
 
     def deserialize_cuda_engine(self, data: bytes) -> FakeEngine | None:
-        assert not self.engine_host_code_allowed
+        self._trt.runs_host_code = self.engine_host_code_allowed
         self._trt.engine.listener = self._listener
         if self._trt.refusal:
             self._listener.log(1, self._trt.refusal)

@@ -231,6 +231,7 @@ def test_a_broken_model_is_told_from_an_unsupported_one(tmp_path: Path) -> None:
         ({"targets": "SM68"}, "targets"),
         ({"targets": "CURRENT,SM89"}, "CURRENT alone"),
         ({"hardware": "ampere_plus"}, "for module tensorrt"),
+        ({"version_compatible": True}, "lean runtime"),
         ({"module": "tensort"}, "tensorrt"),
         ({"bacth": "1"}, "Did you mean 'batch'"),
         ({"workspace_bytes": 0}, "at least 1"),

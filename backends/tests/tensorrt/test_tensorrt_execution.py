@@ -240,6 +240,14 @@ def test_an_engine_that_tensorrt_refuses(
     assert "Build it here again" in str(caught.value) or kind is errors.OutOfMemory
 
 
+@pytest.mark.parametrize("host_code", [False, True])
+def test_code_for_the_cpu_in_an_engine_runs_only_if_allowed(
+    trt: Any, engine_file: Path, host_code: bool
+) -> None:
+    bridge.load(engine_file, trust=True, options={"host_code": host_code}).close()
+    assert trt.runs_host_code is host_code
+
+
 def test_another_device_than_asked_for_is_no_silent_fallback(
     trt: Any, gpu: Any, engine_file: Path
 ) -> None:

@@ -71,6 +71,7 @@ def test_what_excludes_each_other_is_refused_by_name(
         {"optimization_level": -1},
         {"hardware": "hopper"},
         {"workspace_bytes": 0},
+        {"workspace_bytes": 2**63},
     ],
 )
 def test_what_is_out_of_range_is_refused(options: dict[str, Any]) -> None:
