@@ -72,7 +72,9 @@ def test_it_stays_on_its_cpus(module: str) -> None:
 
 def test_it_dies(module: str) -> None:
     with Process(module) as process:
-        with pytest.raises(WorkerDied, match="ended with exit status 3; its last line: 'last words'") as died:
+        with pytest.raises(
+            WorkerDied, match="ended with exit status 3; its last line: 'last words'"
+        ) as died:
             process.ask({"what": "die"})
         assert "last words" in died.value.detail["log"]
         assert process.is_closed
