@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import bridge
-from bridge.errors import ErrorRule, UnsupportedModel
+from bridge.errors import ConversionError, ErrorRule, UnsupportedModel
 from bridge.logs import logger
 from bridge_convert import openvino_ir
 from bridge_convert.saved_model import OnnxOptions
@@ -57,20 +57,20 @@ class ExportedProgramToOnnx(bridge.Adapter):
                     _dynamo(program, signature, target, options.opset)
                     used = "dynamo"
                 except Exception as error:
-                    if used == "dynamo":
+                    if used == "dynamo" or options.opset > NEWEST_OPSET:
                         raise
                     _log.warning("torch.onnx (dynamo) failed, so the program is traced: %s", error)
                     used = "traced"
             if used == "traced":
                 tensors = examples(signature)
                 frozen, outputs = traced(_flat(program), tensors)
-                export_onnx(frozen, outputs, tensors, signature, target, NEWEST_OPSET)
+                export_onnx(frozen, outputs, tensors, signature, target, options.opset)
             import onnx
 
             proto = onnx.load(str(target))
             name_onnx(proto, signature)
             onnx.save_model(proto, str(target))
-        return {"exporter": used, "nodes": len(proto.graph.node)}
+        return {"exporter": used, "opset": options.opset, "nodes": len(proto.graph.node)}
 
 
 class ExportedProgramToIr(bridge.Adapter):
@@ -163,6 +163,14 @@ def _dynamo(program: Any, signature: bridge.Signature, target: Path, opset: int)
         verbose=False,
     )
     assert made is not None
+    written = made.model.opset_imports[""]
+    if written != opset:  # it only warns where it cannot go down
+        raise ConversionError(
+            f"torch.onnx (dynamo) wrote opset {written}; wanted {opset}.",
+            fix=f"Take opset={written}, or exporter=traced.",
+            wanted=opset,
+            got=written,
+        )
     made.save(str(target))
 
 

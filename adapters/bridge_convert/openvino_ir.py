@@ -144,6 +144,12 @@ def save_in_order(network: Any, signature: bridge.Signature, target: Path) -> Ma
 
 
 def _written(network: Any, target: Path) -> Mapping[str, Any]:
+    if target.suffix == ".bin":
+        raise ConversionError(
+            f"'{target.name}' is where the weights of an IR go, not its network.",
+            fix=f"Write to '{target.stem}.xml'; the weights go beside it.",
+            name=target.name,
+        )
     with _saving, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import openvino

@@ -11,7 +11,7 @@ from bridge.errors import ErrorRule
 from bridge_convert import openvino_ir
 from bridge_convert.saved_model import OnnxOptions
 from bridge_convert.signature import available, name_onnx
-from bridge_convert.tracing import NEWEST_OPSET, examples, export_onnx, quiet, traced
+from bridge_convert.tracing import examples, export_onnx, quiet, traced
 
 __all__ = ["TorchscriptToIr", "TorchscriptToOnnx"]
 
@@ -55,18 +55,12 @@ class TorchscriptToOnnx(_FromTorchscript):
             signature = _stated(model)
             tensors = examples(signature)
             frozen, outputs = traced(_loaded(model), tensors)
-            export_onnx(
-                frozen,
-                outputs,
-                tensors,
-                signature,
-                target,
-                min(options.opset, NEWEST_OPSET),
-            )
+            named = _with_outputs(signature, outputs)
+            export_onnx(frozen, named.output_names, tensors, named, target, options.opset)
             proto = onnx.load(str(target))
-            name_onnx(proto, _with_outputs(signature, outputs))
+            name_onnx(proto, named)
             onnx.save_model(proto, str(target))
-        return {"opset": min(options.opset, NEWEST_OPSET), "nodes": len(proto.graph.node)}
+        return {"opset": options.opset, "nodes": len(proto.graph.node)}
 
 
 class TorchscriptToIr(_FromTorchscript):

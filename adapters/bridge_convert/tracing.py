@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import bridge
-from bridge.errors import ConversionError, UnsupportedModel
+from bridge.errors import ConversionError, OptionError, UnsupportedModel
 from bridge.formats.torch.structure import named_leaves
 
 __all__ = ["NEWEST_OPSET", "examples", "export_onnx", "quiet", "traced"]
 
 
 NEWEST_OPSET = 20
-"""Of torch's older exporter (2.13)."""
+"""Newest that torch's older exporter writes (2.13)."""
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def traced(call: Any, tensors: tuple[Any, ...]) -> tuple[Any, tuple[str, ...]]:
         tensors: See ``examples``.
 
     Raises:
-        UnsupportedModel: A result is no tensor.
+        UnsupportedModel: A result is no tensor, or calls change the module.
     """
     import torch
 
@@ -85,7 +85,21 @@ def traced(call: Any, tensors: tuple[Any, ...]) -> tuple[Any, tuple[str, ...]]:
         trace: Any = torch.jit.trace(  # type: ignore[no-untyped-call]
             flat, tensors, check_trace=False, strict=False
         )
-        return torch.jit.freeze(trace.eval()), tuple(name for name, _ in leaves)
+        frozen = torch.jit.freeze(trace.eval())
+    if _keeps_state(frozen.graph):
+        raise UnsupportedModel(
+            "calls of the module change it, which a converted model would not do.",
+            fix="Use backend='torch', or export it with its state as inputs and outputs.",
+        )
+    return frozen, tuple(name for name, _ in leaves)
+
+
+def _keeps_state(graph: Any) -> bool:
+    """Whether a frozen graph writes to attributes; those that nothing writes to are constants."""
+    aliases = graph.alias_db()
+    return bool(graph.findAllNodes("prim::SetAttr")) or any(
+        aliases.has_writers(node.output()) for node in graph.findAllNodes("prim::GetAttr")
+    )
 
 
 def export_onnx(
@@ -98,10 +112,27 @@ def export_onnx(
 ) -> None:
     """Writes a traced function as ONNX with torch's older exporter.
 
+    Args:
+        frozen: See ``traced``.
+        outputs: Names of its results, in order.
+        tensors: See ``examples``.
+        signature: Its inputs, in order, and dims of its outputs.
+        target: Path to write to.
+        opset: Version of ONNX's operators.
+
     Raises:
+        OptionError: It does not write this opset.
         ConversionError: An operator is not known to it, by name.
     """
     import torch
+
+    if opset > NEWEST_OPSET:
+        raise OptionError(
+            f"torch's older exporter writes opsets up to {NEWEST_OPSET}; got {opset}.",
+            fix=f"Take opset={NEWEST_OPSET} or less.",
+            option="opset",
+            value=opset,
+        )
 
     axes: dict[str, dict[int, str]] = {}
     for spec in signature.required:

@@ -35,6 +35,19 @@ def dims(signature: bridge.Signature) -> dict[str, tuple[Any, ...]]:
     return dict(sorted(found.items()))
 
 
+def scripted(module: Any, folder: Path) -> Path:
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(module).save(str(folder / "module.pt"))  # type: ignore[no-untyped-call]
+    return folder / "module.pt"
+
+
+COLUMN = bridge.Signature(
+    (bridge.TensorSpec("x", bridge.DType.FLOAT32, ("batch", 1)),),
+    (bridge.TensorSpec("y", bridge.DType.FLOAT32, ("batch", 1)),),
+)
 NAMED = {"click": ("batch", 2), "ids": ("batch",), "norm": ("batch",), "x": ("batch", 3)}
 FREE = {
     name: tuple(None if size == "batch" else size for size in shape)
@@ -54,6 +67,50 @@ def test_torchscript(
     found = check(made)
     assert found.input_names == ("ids", "x")
     assert dims(found) == (NAMED if target == "onnx" else FREE)
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino_ir"])
+def test_outputs_that_torchscript_does_not_name_get_the_stated_names(
+    target: str, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+
+    class Net(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(1)  # it counts calls, but only in training
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+            return 2 * self.norm(x)
+
+    path = scripted(Net().eval(), tmp_path)
+    made = convert(f"torchscript-to-{target}", path, tmp_path, signature=COLUMN)
+    with bridge.load(made) as predictor:
+        found = predictor.predict({"x": np.ones((3, 1), np.float32)})
+    np.testing.assert_allclose(found["y"], [[2], [2], [2]], rtol=1e-4)
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino_ir"])
+@pytest.mark.parametrize("kind", ["assigned", "in_place"])
+def test_torchscript_that_keeps_state_is_refused(target: str, kind: str, tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+
+    class Counter(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(1))
+            self.in_place = kind == "in_place"
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+            if self.in_place:
+                self.count.add_(1)
+            else:
+                self.count = self.count + 1
+            return x + self.count
+
+    path = scripted(Counter().eval(), tmp_path)
+    with pytest.raises(UnsupportedModel, match="calls of the module change it"):
+        convert(f"torchscript-to-{target}", path, tmp_path, signature=COLUMN)
 
 
 def test_torchscript_states_too_little_by_itself(torchscript: Path, tmp_path: Path) -> None:
@@ -76,6 +133,36 @@ def test_the_older_exporter_takes_exported_programs_too(
     options = {"exporter": "traced"}
     found = check(convert("exported_program-to-onnx", exported, tmp_path, options=options))
     assert dims(found) == NAMED
+
+
+@pytest.mark.parametrize(("exporter", "opset"), [("auto", 13), ("dynamo", 21)])
+def test_the_opset_is_the_one_asked_for(
+    exporter: str, opset: int, exported: Path, tmp_path: Path
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    options = {"exporter": exporter, "opset": opset}
+    made = convert("exported_program-to-onnx", exported, tmp_path, options=options)
+    found = {one.domain: one.version for one in onnx.load(made).opset_import}
+    assert found == {"": opset}
+
+
+@pytest.mark.parametrize(
+    ("exporter", "opset", "kind", "text"),
+    [
+        ("traced", 21, OptionError, "writes opsets up to 20; got 21"),
+        ("dynamo", 13, ConversionError, "wrote opset 18; wanted 13"),
+    ],
+)
+def test_an_opset_that_an_exporter_does_not_write_is_refused(
+    exporter: str, opset: int, kind: type[Exception], text: str, exported: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(kind, match=text):
+        convert(
+            "exported_program-to-onnx",
+            exported,
+            tmp_path,
+            options={"exporter": exporter, "opset": opset},
+        )
 
 
 def test_programs_that_keep_state_are_refused(tmp_path: Path) -> None:
@@ -195,6 +282,15 @@ def test_onnx(onnx_model: Path, check: Callable[..., bridge.Signature], tmp_path
     slim = convert("onnx-slim", onnx_model, tmp_path)
     assert dims(check(slim)) == NAMED
     assert open_model(slim).facts.operators.get("Identity", 0) == 0
+
+
+def test_the_network_of_an_ir_cannot_be_where_its_weights_go(
+    onnx_model: Path, tmp_path: Path
+) -> None:
+    adapter = registry().adapters.get("onnx-to-openvino_ir")
+    with pytest.raises(ConversionError, match="'net.bin' is where the weights"):
+        adapter.convert(open_model(onnx_model), tmp_path / "net.bin")
+    assert not list(tmp_path.iterdir())
 
 
 def test_precision_is_kept(onnx_model: Path, tmp_path: Path) -> None:
