@@ -136,7 +136,7 @@ def goals(contest: Contest, rows: int, native_us: float) -> list[Goal]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the table; the exit status, 1 where a goal was missed or something failed."""
+    """Prints the table; the exit status, 1 on a missed goal, a failure or no rows."""
     parser = argparse.ArgumentParser(
         prog="python -m bridge_bench.depth",
         description="Time of the bridge over that of each runtime's own call, on real models.",
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = f"{row['backend']}, {row['model']} ({row['format']}), {row['rows']} rows"
         print(f"{what}: {told}", file=sys.stderr, flush=True)
     print(json.dumps({**about, "rows": rows}, indent=2) if given.json else _table(about, rows))
-    return int(any(row["verdict"] in ("missed", "failed") for row in rows))
+    return int(not rows or any(row["verdict"] in ("missed", "failed") for row in rows))
 
 
 class _Pair:

@@ -138,7 +138,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Memory of a large ranker through the bridge over that of each runtime alone.",
     )
     parser.add_argument("--backend", action="append", help="only this one; may be repeated")
-    parser.add_argument("--format", action="append", help="only this one; may be repeated")
+    parser.add_argument(
+        "--format", action="append", choices=_FILES, help="only this one; may be repeated"
+    )
     parser.add_argument("--megabytes", type=float, default=512, help="of weights; default: 512")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side; default: 3")
     parser.add_argument("--folder", type=Path, help="where models are written and kept")
@@ -165,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if given.folder is None:
                 shutil.rmtree(folder, ignore_errors=True)  # half a GB each
     print(json.dumps({**about, "rows": rows}, indent=2) if given.json else _table(about, rows))
-    return int(any(row["verdict"] != "met" for row in rows))
+    return int(not rows or any(row["verdict"] != "met" for row in rows))
 
 
 def _bridge(
@@ -252,14 +254,15 @@ def _row(backend: Backend, request: Mapping[str, Any], rounds: int) -> dict[str,
 def _serve() -> int:
     def answer(request: dict[str, Any]) -> Mapping[str, Any]:
         folder, item = Path(request["folder"]), request["format"]
-        models = {"small": tiny(), "big": large(round(request["megabytes"] * 1e6), request["size"])}
-        paths = {name: folder / name / _FILES[item] for name in models}
+        rankers = (tiny(), large(round(request["megabytes"] * 1e6), request["size"]))
+        # A folder that is kept may hold rankers of other sizes.
+        homes = [folder / f"{one.size}-{sum(_sizes(one).values())}" for one in rankers]
         if request["do"] == "write":
-            for name, ranker in models.items():
-                (folder / name).mkdir(parents=True, exist_ok=True)
-                write(ranker, item, folder / name)
+            for ranker, home in zip(rankers, homes, strict=True):
+                home.mkdir(parents=True, exist_ok=True)
+                write(ranker, item, home)
             return {}
-        small, big = ((ranker, paths[name]) for name, ranker in models.items())
+        small, big = zip(rankers, (home / _FILES[item] for home in homes), strict=True)
         return weigh(request["side"], request["backend"], small, big)
 
     return serve(answer)

@@ -39,6 +39,7 @@ from bridge.isolation import Worker
 from bridge.loading import backends, open_model
 from bridge.model import ModelRef
 from bridge.options import OptionField, Options
+from bridge.registry import registry
 from bridge_bench.stats import duel, median
 from bridge_bench.subject import ranker_signature
 from bridge_zoo import SIZES, Ranker
@@ -425,8 +426,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     models = [open_model(path) for path in given.models]
     ranker = bridge_zoo.describe("ranker", given.size)
-    known = backends()
-    names = given.backend or list(known)
+    names = given.backend or list(backends())
+    known = {name: registry().backends.get(name) for name in names}
     ends = time.monotonic() + given.budget_s
     # Backends that are not measured now keep what was measured before.
     document = json.loads(given.output.read_text("utf-8")) if given.output.exists() else {}

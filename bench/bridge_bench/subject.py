@@ -205,8 +205,13 @@ def cpu_backends(names: Sequence[str] = ()) -> list[Backend]:
 
     Args:
         names: Only these; if empty, all but those that are there to be right, not fast.
+
+    Raises:
+        BackendNotFound: There is none of a name.
+        BackendUnavailable: A named one is not installed, or does not compute on the CPU.
     """
-    return [
+    named = {name: registry().backends.get(name) for name in names}
+    found = [
         one
         for one in backends().values()
         if one.device_kinds[0] == "cpu"
@@ -214,6 +219,15 @@ def cpu_backends(names: Sequence[str] = ()) -> list[Backend]:
         and one.probe().installed
         and one.capabilities(CPU).predicts
     ]
+    missing = sorted(named.keys() - {one.name for one in found})
+    if missing:
+        reason = named[missing[0]].probe().reason or "it does not compute on the CPU"
+        raise BackendUnavailable(
+            f"backend '{missing[0]}' cannot be measured: {reason}.",
+            fix=named[missing[0]].probe().fix,
+            backend=missing[0],
+        )
+    return found
 
 
 def is_native(format: str, backend: Backend) -> bool:

@@ -111,7 +111,7 @@ def trained(description: Description, seed: int = 0) -> Training:
 
     def fill(folder: Path) -> None:
         made = _train(description, seed)
-        np.savez(folder / "weights.npz", allow_pickle=False, **made.weights)
+        np.savez(folder / "weights.npz", **made.weights)  # type: ignore[arg-type]
         figures = {
             "aucs": made.aucs,
             "ceilings": made.ceilings,
@@ -163,7 +163,7 @@ def _save(path: Path, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
     with tempfile.TemporaryDirectory(prefix=".zoo-", dir=path.parent) as scratch:
         written = Path(scratch) / path.name
         with written.open("wb") as stream:
-            np.savez_compressed(stream, allow_pickle=False, **arrays)
+            np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
         written.replace(path)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import bridge_zoo
-from bridge.errors import BackendUnavailable
+from bridge.backend import Availability
+from bridge.errors import BackendNotFound, BackendUnavailable
 from bridge.loading import backends
 from bridge.record import Interval
 from bridge_bench import blocks, depth, subject
@@ -151,6 +152,18 @@ def test_it_prints_a_row_for_each_number_of_rows(run: Any) -> None:
     table = depth._table(found, found["rows"]).splitlines()
     assert "--quick" in table[0]
     assert [line.count("|") for line in table[2:]] == [9] * 4
+
+
+def test_backends_and_models_that_are_not_there_are_no_success(
+    run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BackendNotFound, match="no backend 'refrence'"):
+        run("--backend", "refrence")
+    assert run("--model", "rankr")[0] == 1
+    absent = Availability(installed=False, reason="it is absent", fix="Install it.")
+    monkeypatch.setattr(type(backends()["torch"]), "probe", lambda self: absent)
+    with pytest.raises(BackendUnavailable, match="'torch' cannot be measured: it is absent"):
+        run("--backend", "torch")
 
 
 def test_failures_and_lack_of_time_are_rows(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

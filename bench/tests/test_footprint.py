@@ -48,6 +48,9 @@ def test_it_weighs_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         assert row[side]["called_bytes"] > found["weights_bytes"] / 2
     assert row["bridge"]["info_bytes"] > found["weights_bytes"] / 2
     assert row["native"]["info_bytes"] == 0
+    kept = sorted(tmp_path.iterdir())
+    assert [one.name.partition("-")[0] for one in kept] == ["large", "tiny"]
+    assert kept[0].name == f"large-{found['weights_bytes']}"  # not taken for one of another size
     text = footprint._table(found, found["rows"]).splitlines()
     assert [line.count("|") for line in text[2:]] == [8] * 3
 
