@@ -71,5 +71,8 @@ def _input_signature(live: Any) -> Any:
             name = str(tensor._keras_history.operation.name)
         return keras.InputSpec(shape=tensor.shape, dtype=tensor.dtype, name=name)
 
+    given = getattr(live, "_inputs_struct", None)
+    if isinstance(given, dict):  # such a model takes nothing else
+        return [keras.tree.map_structure(spec, given)]
     specs = [spec(tensor) for tensor in live.inputs]
     return [specs] if len(specs) > 1 else specs

@@ -277,6 +277,20 @@ def test_keras_goes_on_from_its_saved_model(tmp_path: Path) -> None:
     np.testing.assert_allclose(found["output_0"], right["output_0"], rtol=1e-5)
 
 
+def test_keras_models_of_named_inputs_and_outputs(tmp_path: Path) -> None:
+    keras = pytest.importorskip("keras")
+    one, two = keras.Input((3,), name="zeta"), keras.Input((3,), name="alpha")
+    outputs = {"less": keras.layers.Subtract()([one, two]), "twice": keras.layers.Add()([one, one])}
+    keras.Model({"zeta": one, "alpha": two}, outputs).save(tmp_path / "net.keras")
+    made = convert("keras-to-saved_model", tmp_path / "net.keras", tmp_path)
+    given = {
+        name: np.full((2, 3), value, np.float32) for name, value in (("zeta", 5), ("alpha", 2))
+    }
+    with bridge.load(made) as predictor:
+        found = predictor.predict(given)
+    assert {name: array[0, 0] for name, array in found.items()} == {"less": 3, "twice": 10}
+
+
 def test_onnx(onnx_model: Path, check: Callable[..., bridge.Signature], tmp_path: Path) -> None:
     assert dims(check(convert("onnx-to-openvino_ir", onnx_model, tmp_path))) == FREE
     slim = convert("onnx-slim", onnx_model, tmp_path)
