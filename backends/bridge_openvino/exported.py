@@ -61,7 +61,11 @@ def read_exported(model: ModelRef) -> tuple[Any, Limits]:
         # root logger, and lets all dims vary.
         decoder = TorchFXPythonDecoder(program.module(), dynamic_shapes=False)
         reader = openvino().frontend.FrontEndManager().load_by_framework("pytorch")
-        network = reader.convert(reader.load(decoder))
+        try:
+            network = reader.convert(reader.load(decoder))
+        except Exception as error:
+            # The frontend's own classes are no RuntimeErrors, which OpenVINO raises elsewhere.
+            raise RuntimeError(str(error)) from error
     for kind, specs, nodes in (
         ("inputs", stated.inputs, network.get_parameters()),
         ("outputs", stated.outputs, network.get_results()),
