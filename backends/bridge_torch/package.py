@@ -20,19 +20,21 @@ from typing import Any
 from bridge.cache import default_cache
 from bridge.cpus import cpu_flags
 from bridge.device import CPU, Device
-from bridge.errors import ShapeMismatch, UnsupportedModel, UntrustedModel
+from bridge.errors import DTypeMismatch, ShapeMismatch, UnsupportedModel, UntrustedModel
 from bridge.model import ModelRef
+from bridge.signature import Signature
 from bridge_torch.autocast import lowered
 from bridge_torch.compiler import mode_settings
 from bridge_torch.program import Program, quiet
 from bridge_torch.runners import Package, open_package
 from bridge_torch.shared import find, keep
+from bridge_torch.tensors import dtype_of
 
 __all__ = ["find_compiler", "packaged"]
 
 # torch.export's conditions that a signature's named dims and the ranges below hold as well.
 _PLAIN_GUARD = re.compile(
-    r"L\['\w+'\]\.size\(\)\[\d+\] (==|<=|>=|<|>) (L\['\w+'\]\.size\(\)\[\d+\]|\d+)"
+    r"L\['\w+'\]\.size\(\)\[\d+\] (== L\['\w+'\]\.size\(\)\[\d+\]|(==|<=|>=|<|>) \d+)"
 )
 _ANY_SIZE = 2**63 - 1
 # Words for modes, names of dtypes, and equations such as "bij,bjk->bik".
@@ -77,11 +79,13 @@ def packaged(
 
     Raises:
         UnsupportedModel: It passes more than tensors, or writes to its inputs, or has sizes
-            that compiled code would not check.
+            or an order in memory that compiled code would not check.
         UntrustedModel: An operator has a text that might become code of its own.
         Exception: Whatever torch's compiler raises.
     """
     checked = _checks(exported, named)
+    if model.declared is not None:  # which may say less than what the code is made for
+        checked = _as_exported(named.signature, checked)
     _without_texts(exported, model)
     with quiet(r"`torch\.jit\.\w+` is (deprecated|not supported)"):
         import torch
@@ -173,7 +177,10 @@ def _checks(exported: Any, named: Program) -> Call:
     limits = []
     seen = set()
     for position, argument in enumerate(inputs):
-        for axis, size in enumerate(nodes[argument.name].shape):
+        example = nodes[argument.name]
+        if not example.is_contiguous():  # the code would read arrays in the example's order
+            raise _unfit(f"the example of input '{argument.name}' was not contiguous in memory")
+        for axis, size in enumerate(example.shape):
             expression = getattr(getattr(size, "node", None), "expr", None)
             if expression is None or expression in seen:
                 continue
@@ -188,6 +195,38 @@ def _checks(exported: Any, named: Program) -> Call:
     if every is None:
         raise _unfit("this torch does not tell its conditions on sizes")
     return every
+
+
+def _as_exported(own: Signature, check: Call) -> Call:
+    """``check`` after a look at dtypes and shapes, for a signature that a caller has stated."""
+
+    def held(*tensors: Any) -> None:
+        sizes: dict[str, int] = {}
+        for spec, tensor in zip(own.inputs, tensors, strict=True):
+            dtype, shape = dtype_of(tensor.dtype), tuple(tensor.shape)
+            if dtype is not spec.dtype:
+                raise DTypeMismatch(
+                    f"input '{spec.name}' has dtype {dtype.value}; the program was exported for "
+                    f"{spec.dtype.value if spec.dtype else 'any'}.",
+                    fix="Pass that dtype, or export the program anew.",
+                    input=spec.name,
+                )
+            wanted = spec.shape if spec.shape is not None else (None,) * len(shape)
+            if len(shape) != len(wanted) or any(
+                size != (sizes.setdefault(dim, size) if isinstance(dim, str) else dim)
+                for dim, size in zip(wanted, shape, strict=True)
+                if dim is not None
+            ):
+                raise ShapeMismatch(
+                    f"input '{spec.name}' has shape {shape}; the program was exported for "
+                    f"{spec.shape_text}, with {sizes}.",
+                    fix="Use sizes for which the program was exported, or export it anew.",
+                    input=spec.name,
+                    got=shape,
+                )
+        check(*tensors)
+
+    return held
 
 
 def _within(limits: tuple[tuple[int, int, int, int, str], ...]) -> Call:

@@ -17,6 +17,7 @@ import pytest
 import bridge
 from bridge.cache import default_cache
 from bridge.errors import (
+    DTypeMismatch,
     ModelLoadFailed,
     OptionError,
     ShapeMismatch,
@@ -169,6 +170,51 @@ def test_conditions_that_ranges_do_not_hold_are_asked_in_each_call() -> None:
     check(torch.zeros(12))
     with pytest.raises(AssertionError, match="Guard failed"):
         check(torch.zeros(13))
+
+
+def test_sizes_that_are_compared_with_each_other_are_asked_in_each_call() -> None:
+    class Starts(torch.nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            torch._check(x.shape[0] <= y.shape[0])
+            return x + y[: x.shape[0]]
+
+    shapes = {"x": {0: torch.export.Dim.DYNAMIC}, "y": {0: torch.export.Dim.DYNAMIC}}
+    exported = torch.export.export(
+        Starts(), (torch.zeros(5, 4), torch.zeros(7, 4)), dynamic_shapes=shapes
+    )
+    check = _checks(exported, of_exported(exported, None, ""))
+    check(torch.zeros(6, 4), torch.zeros(6, 4))
+    with pytest.raises(AssertionError, match="Guard failed"):
+        check(torch.zeros(9, 4), torch.zeros(3, 4))
+
+
+def test_an_example_in_another_order_of_memory_is_refused() -> None:
+    class Sine(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sin(x)
+
+    exported = torch.export.export(Sine(), (torch.zeros(3, 4).t(),))
+    with pytest.raises(UnsupportedModel, match="'x' was not contiguous"):
+        _checks(exported, of_exported(exported, None, ""))
+
+
+def test_a_stated_signature_does_not_let_arrays_past_compiled_code(
+    built: tuple[Path, bridge.Predictor],
+) -> None:
+    inputs = [bridge.TensorSpec(name, None, None) for name in ("x", "y")]
+    stated = bridge.Signature(tuple(inputs), DECLARED.outputs)
+    given = rows(5)
+    with bridge.load(
+        built[0], signature=stated, options={"execution": "aot_inductor"}
+    ) as predictor:
+        np.testing.assert_allclose(predictor.predict(given)["out"], expected(5)["out"], rtol=1e-5)
+        with pytest.raises(DTypeMismatch, match="'x' has dtype int32; .* for float32"):
+            predictor.predict({**given, "x": given["x"].astype(np.int32)})
+        for wrong in (given["x"][:, :2], given["x"][0]):
+            with pytest.raises(ShapeMismatch, match="'x' has shape"):
+                predictor.predict({**given, "x": wrong})
+        with pytest.raises(ShapeMismatch, match="size 65 in axis 0"):
+            predictor.predict(rows(65))
 
 
 def test_texts_of_a_program_do_not_get_into_code() -> None:
