@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import bridge
-from bridge.errors import ErrorRule
+from bridge.errors import ErrorRule, OptionError, UnsupportedModel, nearest
+from bridge.formats.torch.script import Argument, script_signature
 from bridge_convert import openvino_ir
 from bridge_convert.saved_model import OnnxOptions
 from bridge_convert.signature import available, name_onnx
@@ -52,9 +53,11 @@ class TorchscriptToOnnx(_FromTorchscript):
         import onnx
 
         with quiet():
-            signature = _stated(model)
+            assert model.declared is not None
+            module = _loaded(model)
+            signature = _in_order(module, model.declared)
             tensors = examples(signature)
-            frozen, outputs = traced(_loaded(model), tensors)
+            frozen, outputs = traced(module, tensors)
             named = _with_outputs(signature, outputs)
             export_onnx(frozen, named.output_names, tensors, named, target, options.opset)
             proto = onnx.load(str(target))
@@ -83,22 +86,48 @@ class TorchscriptToIr(_FromTorchscript):
         with quiet():
             import openvino
 
-            signature = _stated(model)
+            assert model.declared is not None
+            module = _loaded(model)
+            signature = _in_order(module, model.declared)
             tensors = examples(signature)
-            frozen, outputs = traced(_loaded(model), tensors)
+            frozen, outputs = traced(module, tensors)
             network = openvino.convert_model(frozen, example_input=tensors)
             return openvino_ir.save_in_order(network, _with_outputs(signature, outputs), target)
 
 
-def _stated(model: bridge.ModelRef) -> bridge.Signature:
-    """The stated signature, its inputs in the order of the arguments."""
-    assert model.declared is not None
-    known = model.facts.signatures.get("")
-    if known is None:
-        return model.declared
-    order = {name: index for index, name in enumerate(known.input_names)}
-    inputs = sorted(model.declared.inputs, key=lambda one: order.get(one.name, len(order)))
-    return bridge.Signature(tuple(inputs), model.declared.outputs)
+def _in_order(module: Any, stated: bridge.Signature) -> bridge.Signature:
+    """The stated signature, its inputs in the order of the arguments, as they are traced.
+
+    Raises:
+        OptionError: It names an input that the module does not have.
+        UnsupportedModel: It leaves out an argument before one that it names.
+    """
+    arguments = [
+        Argument(one.name, one.type.annotation_str, one.has_default_value())
+        for one in module._c._get_method("forward").schema.arguments[1:]
+    ]
+    index = {one.name: place for place, one in enumerate(arguments)}
+    places = {
+        one.name: index[one.native_name or one.name]
+        for one in script_signature(arguments, ()).inputs
+    }
+    for spec in stated.inputs:
+        if spec.name not in places:
+            raise OptionError(
+                f"signature= names an input '{spec.name}' that the model does not have.",
+                fix=nearest(spec.name, places),
+                option="signature",
+            )
+    inputs = sorted(stated.inputs, key=lambda one: places[one.name])
+    for place, spec in enumerate(inputs):
+        if places[spec.name] != place:
+            raise UnsupportedModel(
+                f"signature= leaves out '{arguments[place].name}', an argument before "
+                f"'{spec.name}'.",
+                fix="State all inputs up to the last one, or export a module that takes no others.",
+                input=arguments[place].name,
+            )
+    return bridge.Signature(tuple(inputs), stated.outputs)
 
 
 def _with_outputs(signature: bridge.Signature, outputs: tuple[str, ...]) -> bridge.Signature:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,36 @@ def test_torchscript_that_keeps_state_is_refused(target: str, kind: str, tmp_pat
     path = scripted(Counter().eval(), tmp_path)
     with pytest.raises(UnsupportedModel, match="calls of the module change it"):
         convert(f"torchscript-to-{target}", path, tmp_path, signature=COLUMN)
+
+
+def test_torchscript_gets_its_inputs_by_name(tmp_path: Path) -> None:
+    """In whatever order they are stated, also where the file does not tell its outputs."""
+    torch = pytest.importorskip("torch")
+    zeros = torch.zeros(1, 1)
+
+    class Net(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(
+            self,
+            a: torch.Tensor,  # type: ignore[name-defined]
+            b: torch.Tensor = zeros,  # type: ignore[name-defined]
+            c: torch.Tensor = zeros,  # type: ignore[name-defined]
+        ) -> list[torch.Tensor]:  # type: ignore[name-defined]
+            return [a + 10 * b + 100 * c]
+
+    path = scripted(Net(), tmp_path)
+    (x,), (y,) = COLUMN.inputs, COLUMN.outputs
+
+    def stated(*names: str) -> bridge.Signature:
+        return bridge.Signature(tuple(dataclasses.replace(x, name=name) for name in names), (y,))
+
+    made = convert("torchscript-to-openvino_ir", path, tmp_path, signature=stated("b", "a"))
+    with bridge.load(made) as predictor:
+        ones = np.ones((2, 1), np.float32)
+        assert predictor.predict({"a": 2 * ones, "b": ones})["y"].tolist() == [[12], [12]]
+    with pytest.raises(UnsupportedModel, match="leaves out 'b', an argument before 'c'"):
+        convert("torchscript-to-onnx", path, tmp_path, signature=stated("a", "c"))
+    with pytest.raises(OptionError, match="an input 'd' that the model does not have"):
+        convert("torchscript-to-onnx", path, tmp_path, signature=stated("a", "d"))
 
 
 def test_torchscript_states_too_little_by_itself(torchscript: Path, tmp_path: Path) -> None:
