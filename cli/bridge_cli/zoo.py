@@ -88,8 +88,8 @@ a minute or two for the real one. Rows and labels that training did not see are 
 the model, as 'bridge select --samples FILE --metric auc --labels FILE' takes them.
 
 \b
-Exit status: 0; 2 if there is no such model or format; 4 if the runtime that writes a format,
-or torch for the training, is not installed; others as in 'bridge --help'.
+Exit status: 0; 2 if there is no such model or format, or no folder can be made; 4 if the runtime
+that writes a format, or torch for the training, is not installed; others as in 'bridge --help'.
 """
 )
 def build(
@@ -125,6 +125,7 @@ def build(
 
     description = bridge_zoo.describe(model, size)
     wanted = bridge_zoo.checked_formats(formats or bridge_zoo.FORMATS)
+    _make_folder(output)  # training may take minutes
     aucs: dict[str, float] | None = None
     learned = None
     try:
@@ -162,6 +163,24 @@ def build(
     for task, value in (aucs or {}).items():
         shown[f"AUC of {task}"] = f"{value:.4f} on the samples"
     facts(shown)
+
+
+def _make_folder(folder: Path) -> None:
+    import os
+
+    from bridge.errors import OptionError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK) else "it is read only"
+    except OSError as error:
+        reason = error.strerror
+    if reason is not None:
+        raise OptionError(
+            f"the folder '{folder}' cannot be written to: {reason}.",
+            fix="Choose another one with --output.",
+            option="output",
+        )
 
 
 def _document(description: Description) -> dict[str, Any]:

@@ -46,6 +46,10 @@ def test_build_says_what_is_wrong(
     # Formats are checked before minutes go into training.
     found = bridge("zoo", "build", "mmoe", "--format", "onx", *target)
     assert (found.code, "onnx" in found.err) == (2, True)
+    taken = tmp_path / "taken"
+    taken.touch()
+    found = bridge("zoo", "build", "mmoe", "-o", taken)
+    assert (found.code, "cannot be written to: File exists" in found.err) == (2, True)
     monkeypatch.setitem(sys.modules, "onnx", None)
     found = bridge("zoo", "build", "fm", "--weights", "seeded", "--format", "onnx", *target)
     assert (found.code, "'onnx', which is not installed" in found.err) == (4, True)
