@@ -60,8 +60,9 @@ class TorchBackend(bridge.Backend):
     A live module in evaluation mode is used as it is. If any part of it is in training
     mode, or if its parameters are on another device, a copy is made: the copy is put into
     evaluation mode, shares parameters and buffers with the original where the device
-    allows, and the caller's module is not touched. A TorchScript file is put into
-    evaluation mode after loading.
+    allows, and the caller's module is not touched. Hooks that are registered on a module
+    itself after loading are not called. A TorchScript file is put into evaluation mode
+    after loading.
     """
 
     name = "torch"

@@ -213,7 +213,7 @@ def of_module(
     names = output_names(returns) if returns is not None else None
     signature = script_signature(arguments, names or ())
     # Past Module.__call__, which takes 1 to 3 µs, where it does no more than call forward.
-    is_plain = call is module and not _has_hooks(module)
+    is_plain = call is module and not _is_more_than_forward(module)
     direct: Callable[..., Any] = module.forward if is_plain else call
     return Program(
         call=direct,
@@ -225,10 +225,12 @@ def of_module(
     )
 
 
-def _has_hooks(module: Any) -> bool:
-    """Whether ``Module.__call__`` does more than call ``forward``."""
+def _is_more_than_forward(module: Any) -> bool:
+    """Whether to call the module does more than to call its ``forward``."""
     from torch.nn.modules import module as shared
 
+    if type(module).__call__ is not shared.Module.__call__ or module._compiled_call_impl:
+        return True
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(
         getattr(module, name, None) or getattr(shared, f"_global{name}", None) for name in names

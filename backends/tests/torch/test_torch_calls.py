@@ -278,3 +278,37 @@ def test_inputs_on_a_gpu_stay_there() -> None:
         for _ in range(2):  # the first call works on copies
             assert (predictor.predict({"x": x})["output_0"] == 2).all()
     assert seen[-1] == x.data_ptr()
+
+
+class _Plus(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("one", torch.ones(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.one
+
+
+class _Called(_Plus):
+    def __call__(self, x: torch.Tensor) -> Any:
+        return super().__call__(x) + 100
+
+
+def _compiled() -> torch.nn.Module:
+    module = _Plus()
+    module.compile(backend=lambda *_: lambda *_: (torch.full((3,), 7.0),))
+    return module
+
+
+def _hooked() -> torch.nn.Module:
+    module = _Plus()
+    module.register_forward_hook(lambda *_: torch.full((3,), 9.0))
+    return module
+
+
+@pytest.mark.parametrize(("make", "want"), [(_Called, 101), (_compiled, 7), (_hooked, 9)])
+def test_what_a_module_does_besides_forward_is_done(make: Any, want: float) -> None:
+    with bridge.load(make().eval(), device="cpu") as predictor:
+        for _ in range(2):
+            (result,) = predictor.predict({"x": np.zeros(3, np.float32)}).values()
+            np.testing.assert_array_equal(result, np.full(3, want))
