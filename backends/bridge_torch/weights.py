@@ -67,12 +67,15 @@ def read_safetensors(path: Path) -> dict[str, Any]:
         entries = {name: item for name, item in header.items() if name != "__metadata__"}
         return {name: _tensor(torch, pages, start, **item) for name, item in entries.items()}
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise _broken(path, f"its header cannot be read: {error}") from error
+        first = (str(error).splitlines() or [repr(error)])[0]  # torch adds its stack
+        raise _broken(path, f"its header cannot be read: {first}") from error
 
 
 def _tensor(
     torch: Any, pages: mmap.mmap, start: int, dtype: str, shape: list[int], data_offsets: list[int]
 ) -> Any:
+    if dtype not in _DTYPES:
+        raise ValueError(f"the bridge reads no tensors of dtype {dtype}")
     kind = getattr(torch, _DTYPES[dtype])
     begin, end = data_offsets
     if not all(type(size) is int and size >= 0 for size in (*shape, begin, end)):
