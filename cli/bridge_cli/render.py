@@ -201,6 +201,7 @@ def _widths(
 
 def _print(item: RenderableType) -> None:
     console = _console()
+    sys.stdout.flush()  # a closed pipe is ours to tell: rich, which flushes too, would exit with 1
     with console.capture() as captured:
         console.print(item)
     text = captured.get()

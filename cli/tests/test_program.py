@@ -194,11 +194,14 @@ def test_a_plugin_cannot_take_a_name_of_ours(bridge: Any) -> None:
     assert "command 'doctor' is registered by inference-bridge and by greedy" in found.out
 
 
-def test_a_closed_output_is_no_defect(environment: dict[str, str], model: Any) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_output_is_no_defect(
+    unbuffered: str, environment: dict[str, str], model: Any
+) -> None:
     for words in (["--help"], ["run", "--help"], ["inspect", str(model())], ["doctor", "--json"]):
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "bridge_cli", *words],
-            env={**os.environ, **environment},
+            env={**os.environ, **environment, "PYTHONUNBUFFERED": unbuffered},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
