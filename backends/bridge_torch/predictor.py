@@ -68,6 +68,7 @@ class TorchPredictor(bridge.Predictor):
             spec.name: spec.native_name or spec.name for spec in program.signature.inputs
         }
         self._leaves = program.leaves
+        self._positional = program.positional
         self._only_output: str | None = None
         self._exclusive = threading.Lock() if program.exclusive else None
         self._first = threading.Lock()
@@ -104,7 +105,7 @@ class TorchPredictor(bridge.Predictor):
         if self._is_learning:
             return
         self._answer = self._run
-        if self.info.device == CPU and self._input_names:
+        if self.info.device == CPU and self._input_names and self._positional is None:
             self._answer, self._on_tensors = self._direct()
             if self._readers is not None:  # bound tensors would be written to, or are numbers
                 self._on_tensors = None
@@ -200,7 +201,9 @@ class TorchPredictor(bridge.Predictor):
         tensors: list[Any] = []
         keywords: dict[str, Any] = {}
         is_complete = True
-        for name in self._input_names:
+        for index, name in enumerate(self._input_names):
+            if index == self._positional:
+                is_complete = False
             if name not in inputs:
                 is_complete = False
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -42,6 +43,8 @@ class Program:
         pinned: Inputs go to the device by way of page-locked memory.
         source: What is shared with other predictors of the same file, held while this one
             lives.
+        positional: Inputs that go by position, from the first on; those after an input that
+            the caller's signature does not name go by keyword. None if there is none.
     """
 
     call: Callable[..., Any]
@@ -58,6 +61,7 @@ class Program:
     details: Mapping[str, Any] = field(default_factory=dict)
     pinned: bool = False
     source: Any = None
+    positional: int | None = None
 
 
 def declare(program: Program, declared: Signature | None) -> Program:
@@ -111,8 +115,13 @@ def declare(program: Program, declared: Signature | None) -> Program:
     if leaves is not None:
         names = iter(declared.output_names)
         leaves = tuple(None if leaf is None else next(names) for leaf in leaves)
+    in_order = itertools.takewhile(stated.__contains__, program.signature.input_names)
+    positional = sum(1 for _ in in_order)
     return dataclasses.replace(
-        program, signature=Signature(inputs, declared.outputs), leaves=leaves
+        program,
+        signature=Signature(inputs, declared.outputs),
+        leaves=leaves,
+        positional=positional if positional < len(inputs) else None,
     )
 
 

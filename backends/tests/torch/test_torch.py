@@ -387,3 +387,34 @@ def test_nothing_is_printed_or_warned(tmp_path: Path, capfd: Any) -> None:
                 predictor.predict({"x": X})
     assert not caught
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("form", ["script", "live"])
+def test_an_input_after_one_that_is_not_declared_keeps_its_place(form: str, tmp_path: Path) -> None:
+    class Optionals(torch.nn.Module):
+        def forward(
+            self,
+            a: torch.Tensor,
+            b: torch.Tensor | None = None,
+            c: torch.Tensor | None = None,
+        ) -> torch.Tensor:
+            if b is not None:
+                a = a + 10 * b
+            if c is not None:
+                a = a + 100 * c
+            return a
+
+    spec = bridge.TensorSpec("a", bridge.DType.FLOAT32, (1,))
+    declared = bridge.Signature(
+        (spec, bridge.TensorSpec("c", bridge.DType.FLOAT32, (1,))),
+        (bridge.TensorSpec("y", bridge.DType.FLOAT32, (1,)),),
+    )
+    module = Optionals().eval()
+    model: Any = scripted(module, tmp_path / "model.pt") if form == "script" else module
+    one = np.ones(1, np.float32)
+    with bridge.load(model, signature=declared) as predictor:
+        assert predictor.predict({"a": one, "c": one})["y"] == 101
+        bound = predictor.bind({"a": (1,), "c": (1,)})
+        bound.inputs["a"][...] = bound.inputs["c"][...] = 1
+        bound.predict()
+        assert bound.outputs["y"] == 101
