@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from bridge.dtypes import DType
 
-__all__ = ["DeviceArray", "device_array", "shared_view"]
+__all__ = ["DeviceArray", "Memory", "Tensor", "device_array", "opened", "shared_view"]
 
 _VERSION = (1, 1)
 _READ_ONLY = 1  # DLPACK_FLAG_BITMASK_READ_ONLY
@@ -46,7 +46,7 @@ _is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
 )
 
 
-class _Tensor(ctypes.Structure):
+class Tensor(ctypes.Structure):
     """``DLTensor``, with which an unversioned ``DLManagedTensor`` begins."""
 
     _fields_ = (
@@ -54,8 +54,8 @@ class _Tensor(ctypes.Structure):
         ("device_type", ctypes.c_int32),
         ("device_id", ctypes.c_int32),
         ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
+        ("type_code", ctypes.c_uint8),
+        ("type_bits", ctypes.c_uint8),
         ("lanes", ctypes.c_uint16),
         ("shape", ctypes.POINTER(ctypes.c_int64)),
         ("strides", ctypes.POINTER(ctypes.c_int64)),
@@ -72,15 +72,15 @@ class _Versioned(ctypes.Structure):
         ("manager", ctypes.c_void_p),
         ("deleter", ctypes.c_void_p),
         ("flags", ctypes.c_uint64),
-        ("tensor", _Tensor),
+        ("tensor", Tensor),
     )
 
 
-class _Memory:
+class Memory:
     """What numpy takes an array from, and keeps for as long as it has that array."""
 
-    def __init__(self, capsule: object, interface: dict[str, Any]) -> None:
-        self.capsule = capsule
+    def __init__(self, owner: object, interface: dict[str, Any]) -> None:
+        self.owner = owner
         self.__array_interface__ = interface
 
 
@@ -138,7 +138,7 @@ def device_array(value: Any) -> DeviceArray:
         capsule = value.__dlpack__(stream=-1, max_version=_VERSION)
     except TypeError:  # made before version 1.0 of the protocol
         capsule = value.__dlpack__(stream=-1)
-    tensor, _ = _opened(capsule)
+    tensor, _ = opened(capsule)
     shape = tuple(tensor.shape[: tensor.ndim])
     if tensor.strides and 0 not in shape:
         step = 1
@@ -151,14 +151,14 @@ def device_array(value: Any) -> DeviceArray:
     return DeviceArray(value, pointer, shape, _dtype(tensor), capsule)
 
 
-def _dtype(tensor: _Tensor) -> np.dtype[Any]:
-    kind = (tensor.code, tensor.bits)
+def _dtype(tensor: Tensor) -> np.dtype[Any]:
+    kind = (tensor.type_code, tensor.type_bits)
     if kind in _TYPES and tensor.lanes == 1:
         return _TYPES[kind].numpy
-    letter = _LETTERS.get(tensor.code)
+    letter = _LETTERS.get(tensor.type_code)
     if letter is None or tensor.lanes != 1:
         raise BufferError(f"its elements are of DLPack type {kind}, {tensor.lanes} side by side")
-    return np.dtype(f"{letter}{tensor.bits // 8}")
+    return np.dtype(f"{letter}{tensor.type_bits // 8}")
 
 
 def shared_view(value: Any) -> npt.NDArray[Any] | None:
@@ -178,8 +178,8 @@ def shared_view(value: Any) -> npt.NDArray[Any] | None:
         capsule = value.__dlpack__(max_version=_VERSION)
     except TypeError:  # made before version 1.0 of the protocol
         capsule = value.__dlpack__()
-    tensor, is_read_only = _opened(capsule)
-    dtype = _TYPES.get((tensor.code, tensor.bits)) if tensor.lanes == 1 else None
+    tensor, is_read_only = opened(capsule)
+    dtype = _TYPES.get((tensor.type_code, tensor.type_bits)) if tensor.lanes == 1 else None
     if dtype is None:
         return None
     shape = tuple(tensor.shape[: tensor.ndim])
@@ -196,11 +196,15 @@ def shared_view(value: Any) -> npt.NDArray[Any] | None:
         "strides": strides,
         "data": (tensor.data + tensor.byte_offset, is_read_only),
     }
-    return np.asarray(_Memory(capsule, interface)).view(dtype.numpy)
+    return np.asarray(Memory(capsule, interface)).view(dtype.numpy)
 
 
-def _opened(capsule: object) -> tuple[_Tensor, bool]:
-    """The description in a capsule, and whether its memory must not be written to."""
+def opened(capsule: object) -> tuple[Tensor, bool]:
+    """The description in a capsule, and whether its memory must not be written to.
+
+    Raises:
+        BufferError: It is no unused capsule, or of a later version of DLPack.
+    """
     if _is_valid(capsule, b"dltensor_versioned"):
         address = _pointer(capsule, b"dltensor_versioned")
         managed = ctypes.cast(address, ctypes.POINTER(_Versioned)).contents
@@ -210,4 +214,4 @@ def _opened(capsule: object) -> tuple[_Tensor, bool]:
     if not _is_valid(capsule, b"dltensor"):
         raise BufferError("what __dlpack__ returned is no unused DLPack capsule")
     address = _pointer(capsule, b"dltensor")
-    return ctypes.cast(address, ctypes.POINTER(_Tensor)).contents, True
+    return ctypes.cast(address, ctypes.POINTER(Tensor)).contents, True

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import bridge
-from bridge.errors import ConversionError, ErrorRule, UnsupportedModel
+from bridge.errors import ConversionError, UnsupportedModel
 from bridge.logs import logger
 from bridge_convert import openvino_ir
 from bridge_convert.saved_model import OnnxOptions
@@ -73,20 +73,12 @@ class ExportedProgramToOnnx(bridge.Adapter):
         return {"exporter": used, "opset": options.opset, "nodes": len(proto.graph.node)}
 
 
-class ExportedProgramToIr(bridge.Adapter):
+class ExportedProgramToIr(openvino_ir.ToIr):
     """Names and dims are those of the program."""
 
     name = "exported_program-to-openvino_ir"
     sources = frozenset({"exported_program"})
-    target = "openvino_ir"
     distributions = ("openvino", "torch")
-
-    def probe(self) -> bridge.Availability:
-        found = bridge.find_runtime("torch", ("torch",), "torch")
-        return found if not found.installed else openvino_ir.probe()
-
-    def error_rules(self) -> tuple[ErrorRule, ...]:
-        return openvino_ir.error_rules()
 
     def _convert(
         self, model: bridge.ModelRef, target: Path, options: bridge.Options

@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import bridge
 from bridge.errors import ConversionError, ErrorRule, UnsupportedModel
@@ -16,49 +16,46 @@ from bridge_convert.signature import signature_of
 __all__ = [
     "OnnxToIr",
     "SavedModelToIr",
-    "error_rules",
+    "ToIr",
     "name_ports",
-    "probe",
     "save",
     "save_in_order",
 ]
 
 
-def probe() -> bridge.Availability:
-    """Whether OpenVINO is installed."""
-    return bridge.find_runtime("openvino", ("openvino",), "openvino")
+class ToIr(bridge.Adapter):
+    """What all conversions to IR have in common."""
 
+    target = "openvino_ir"
+    distributions: ClassVar[tuple[str, ...]] = ("openvino",)
 
-def error_rules() -> tuple[ErrorRule, ...]:
-    """What OpenVINO says of operators that it does not know."""
-    return tuple(
-        ErrorRule(
-            Exception,  # OpConversionFailure is no RuntimeError
-            ConversionError,
-            pattern=pattern,
-            message="OpenVINO cannot convert the operator {operator}.",
-            fix="Try another route: 'bridge routes' shows them.",
+    def probe(self) -> bridge.Availability:
+        """Whether all ``distributions`` are installed; the last that is not, if any."""
+        found = [bridge.find_runtime(name, (name,), name) for name in reversed(self.distributions)]
+        return next((one for one in found if not one.installed), found[-1])
+
+    def error_rules(self) -> tuple[ErrorRule, ...]:
+        """What OpenVINO says of operators that it does not know."""
+        return tuple(
+            ErrorRule(
+                Exception,  # OpConversionFailure is no RuntimeError
+                ConversionError,
+                pattern=pattern,
+                message="OpenVINO cannot convert the operator {operator}.",
+                fix="Try another route: 'bridge routes' shows them.",
+            )
+            for pattern in (
+                r"No conversion rule found for operations: (?P<operator>[^\n]+)",
+                r"Conversion is failed for: (?P<operator>[^\n]+)",
+            )
         )
-        for pattern in (
-            r"No conversion rule found for operations: (?P<operator>[^\n]+)",
-            r"Conversion is failed for: (?P<operator>[^\n]+)",
-        )
-    )
 
 
-class OnnxToIr(bridge.Adapter):
+class OnnxToIr(ToIr):
     """ONNX to an ``.xml`` with its ``.bin`` beside it."""
 
     name = "onnx-to-openvino_ir"
     sources = frozenset({"onnx"})
-    target = "openvino_ir"
-    distributions = ("openvino",)
-
-    def probe(self) -> bridge.Availability:
-        return probe()
-
-    def error_rules(self) -> tuple[ErrorRule, ...]:
-        return error_rules()
 
     def _convert(
         self, model: bridge.ModelRef, target: Path, options: bridge.Options
@@ -71,19 +68,11 @@ class OnnxToIr(bridge.Adapter):
         return save(network, signature_of(model)[1], target)
 
 
-class SavedModelToIr(bridge.Adapter):
+class SavedModelToIr(ToIr):
     """The default signature of a SavedModel, or the one that it has."""
 
     name = "saved_model-to-openvino_ir"
     sources = frozenset({"saved_model"})
-    target = "openvino_ir"
-    distributions = ("openvino",)
-
-    def probe(self) -> bridge.Availability:
-        return probe()
-
-    def error_rules(self) -> tuple[ErrorRule, ...]:
-        return error_rules()
 
     def _convert(
         self, model: bridge.ModelRef, target: Path, options: bridge.Options

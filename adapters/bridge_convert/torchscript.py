@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import bridge
-from bridge.errors import ErrorRule, OptionError, UnsupportedModel, nearest
+from bridge.errors import OptionError, UnsupportedModel, nearest
 from bridge.formats.torch.script import Argument, script_signature
 from bridge_convert import openvino_ir
 from bridge_convert.saved_model import OnnxOptions
@@ -66,19 +66,11 @@ class TorchscriptToOnnx(_FromTorchscript):
         return {"opset": options.opset, "nodes": len(proto.graph.node)}
 
 
-class TorchscriptToIr(_FromTorchscript):
+class TorchscriptToIr(_FromTorchscript, openvino_ir.ToIr):
     """Dims that the stated signature leaves open stay open."""
 
     name = "torchscript-to-openvino_ir"
-    target = "openvino_ir"
     distributions = ("openvino", "torch")
-
-    def probe(self) -> bridge.Availability:
-        found = bridge.find_runtime("torch", ("torch",), "torch")
-        return found if not found.installed else openvino_ir.probe()
-
-    def error_rules(self) -> tuple[ErrorRule, ...]:
-        return openvino_ir.error_rules()
 
     def _convert(
         self, model: bridge.ModelRef, target: Path, options: bridge.Options

@@ -10,12 +10,12 @@ on its way, and when the interpreter is gone. Inputs come the other way through
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bridge.dlpack import Memory, opened
 from bridge.dtypes import DType
 from bridge_tensorrt.cuda import check, read_back, runtime
 from bridge_tensorrt.profiles import Shape
@@ -35,51 +35,6 @@ _CODES = {
     DType.BOOL: (6, 8),
     DType.FLOAT8_E4M3FN: (10, 8),
 }
-# Names of the two structs; without the second some takers make their view read-only.
-_NAME, _VERSIONED = b"dltensor", b"dltensor_versioned"
-
-
-class _Tensor(ctypes.Structure):
-    """``DLTensor`` as far as its type, with which an unversioned struct begins."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("device_type", ctypes.c_int32),
-        ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32),
-        ("type_code", ctypes.c_uint8),
-        ("type_bits", ctypes.c_uint8),
-    )
-
-
-class _Versioned(ctypes.Structure):
-    """``DLManagedTensorVersioned``."""
-
-    _fields_ = (
-        ("major", ctypes.c_uint32),
-        ("minor", ctypes.c_uint32),
-        ("context", ctypes.c_void_p),
-        ("deleter", ctypes.c_void_p),
-        ("flags", ctypes.c_uint64),
-        ("tensor", _Tensor),
-    )
-
-
-# Prototypes of our own: those that ctypes.pythonapi hands out belong to everybody.
-_is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
-    ("PyCapsule_IsValid", ctypes.pythonapi)
-)
-_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
-    ("PyCapsule_GetPointer", ctypes.pythonapi)
-)
-
-
-class _Memory:
-    """What numpy takes an array from, and keeps for as long as it has that array."""
-
-    def __init__(self, owner: object, interface: dict[str, Any]) -> None:
-        self.owner = owner
-        self.__array_interface__ = interface
 
 
 class GpuArray:
@@ -151,15 +106,12 @@ class GpuArray:
             "typestr": f"<u{bits // 8}",
             "data": (self.address, False),
         }
-        carrier = np.asarray(_Memory(self, interface))
+        carrier = np.asarray(Memory(self, interface))
         try:
             capsule = carrier.__dlpack__(max_version=max_version)
         except TypeError:  # numpy before 2.1, which knows the unversioned struct alone
             capsule = carrier.__dlpack__()
-        if _is_valid(capsule, _VERSIONED):
-            tensor = _Versioned.from_address(_pointer(capsule, _VERSIONED)).tensor
-        else:
-            tensor = _Tensor.from_address(_pointer(capsule, _NAME))
+        tensor, _ = opened(capsule)
         tensor.device_type, tensor.device_id = self.__dlpack_device__()
         tensor.type_code, tensor.type_bits = code, bits
         return capsule

@@ -9,7 +9,7 @@ import pytest
 import bridge
 from bridge import Device, DType, PredictorInfo, Signature, TensorSpec
 from bridge.check import as_array
-from bridge.dlpack import DeviceArray, _Tensor, _Versioned, device_array, shared_view
+from bridge.dlpack import DeviceArray, Tensor, _Versioned, device_array, shared_view
 from bridge.errors import DTypeMismatch, InputError, ShapeMismatch
 
 BFLOAT, E4M3FN, FLOAT = (4, 16), (10, 8), (2, 32)
@@ -42,12 +42,12 @@ class Exporter:
         self.streams: list[int] = []
         self._sizes = (ctypes.c_int64 * max(len(shape), 1))(*shape)
         self._steps = (ctypes.c_int64 * max(len(shape), 1))(*(strides or ()))
-        tensor = _Tensor(
+        tensor = Tensor(
             data=memory.ctypes.data,
             device_type=1,
             ndim=len(shape),
-            code=kind[0],
-            bits=kind[1],
+            type_code=kind[0],
+            type_bits=kind[1],
             lanes=lanes,
             byte_offset=offset,
         )
@@ -154,7 +154,7 @@ def test_the_memory_lives_as_long_as_the_array() -> None:
     base: Any = view
     while isinstance(base, np.ndarray):
         base = base.base
-    assert base.capsule is kept[0]
+    assert base.owner is kept[0]
 
 
 def test_an_input_that_nobody_can_read_says_why() -> None:
