@@ -85,9 +85,7 @@ class ExportedProgramToIr(openvino_ir.ToIr):
     ) -> Mapping[str, Any]:
         signature = signature_of(model)[1]
         with quiet():
-            import openvino
-
-            network = openvino.convert_model(_program(model))
+            network = openvino_ir.converted(_program(model))
             return openvino_ir.save_in_order(network, signature, target)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ __all__ = [
     "OnnxToIr",
     "SavedModelToIr",
     "ToIr",
+    "converted",
     "name_ports",
     "save",
     "save_in_order",
@@ -77,8 +79,6 @@ class SavedModelToIr(ToIr):
     def _convert(
         self, model: bridge.ModelRef, target: Path, options: bridge.Options
     ) -> Mapping[str, Any]:
-        import openvino
-
         graph, key = served(model)
         stated = [one for one in graph.signatures if not one.startswith("__")]
         # OpenVINO reads the default signature; without it, the union of all of them.
@@ -88,7 +88,24 @@ class SavedModelToIr(ToIr):
                 fix="Convert to onnx, which takes any signature.",
                 wanted=key,
             )
-        return save(openvino.convert_model(str(model.file)), graph.signatures[key], target)
+        return save(converted(str(model.file)), graph.signatures[key], target)
+
+
+def converted(source: Any, **arguments: Any) -> Any:
+    """An ``openvino.Model`` made by ``openvino.convert_model``.
+
+    That sets level, filters and handlers of the root logger, which belongs to the process,
+    and after an error leaves them so.
+    """
+    import openvino
+
+    root = logging.getLogger()
+    level, filters, handlers = root.level, root.filters[:], root.handlers[:]
+    try:
+        return openvino.convert_model(source, **arguments)
+    finally:
+        root.setLevel(level)
+        root.filters, root.handlers = filters, handlers
 
 
 _saving = threading.Lock()  # warnings are silenced for the whole process

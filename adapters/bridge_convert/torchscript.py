@@ -76,14 +76,12 @@ class TorchscriptToIr(_FromTorchscript, openvino_ir.ToIr):
         self, model: bridge.ModelRef, target: Path, options: bridge.Options
     ) -> Mapping[str, Any]:
         with quiet():
-            import openvino
-
             assert model.declared is not None
             module = _loaded(model)
             signature = _in_order(module, model.declared)
             tensors = examples(signature)
             frozen, outputs = traced(module, tensors)
-            network = openvino.convert_model(frozen, example_input=tensors)
+            network = openvino_ir.converted(frozen, example_input=tensors)
             return openvino_ir.save_in_order(network, _with_outputs(signature, outputs), target)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -288,8 +289,11 @@ def test_an_operator_of_torch_that_nobody_converts_is_named(target: str, tmp_pat
             return torch.special.zeta(x + 2, x + 1)
 
     torch.export.save(torch.export.export(Net(), (torch.ones(2),)), tmp_path / "net.pt2")
+    root = logging.getLogger()
+    before = root.level, root.filters[:], root.handlers[:]
     with pytest.raises(ConversionError, match="cannot convert the operator aten.+special_zeta"):
         convert(f"exported_program-to-{target}", tmp_path / "net.pt2", tmp_path)
+    assert (root.level, root.filters, root.handlers) == before
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
