@@ -23,6 +23,7 @@ PACKAGES = {
     "bridge_tensorflow": {"bridge"},
     "bridge_tensorrt": {"bridge"},
     "bridge_reference": {"bridge"},
+    "bridge_deeprec": {"bridge"},
     "bridge_convert": {"bridge"},
     "bridge_bench": {"bridge", "bridge_zoo"},
     "bridge_zoo": {"bridge"},
