@@ -144,12 +144,15 @@ class Backend(ABC):
             format is the default.
         is_oracle: It is there to say what is right, not to be fast: a selection leaves it
             out unless it is named.
+        always_isolated: Its runtime may end the process that it runs in, or cannot share one:
+            ``bridge.load`` gives each predictor a process of its own, asked or not.
     """
 
     name: ClassVar[str]
     options_type: ClassVar[type[Options]] = Options
     device_kinds: ClassVar[tuple[str, ...]] = ("cpu",)
     is_oracle: ClassVar[bool] = False
+    always_isolated: ClassVar[bool] = False
 
     @abstractmethod
     def probe(self) -> Availability:
@@ -193,12 +196,26 @@ class Backend(ABC):
         """
         return (self.options_type(),)
 
+    def worker_environment(self, device: Device, options: Any) -> Mapping[str, str]:
+        """Variables that the process of a predictor has to start with.
+
+        Asked of backends that are ``always_isolated``. What an ``Isolation`` names wins.
+
+        Args:
+            device: Where it will run.
+            options: An instance of ``options_type``.
+        """
+        return {}
+
     def error_rules(self) -> tuple[ErrorRule, ...]:
         """Table of the runtime's exceptions, special ones first; may import the runtime."""
         return ()
 
     def refuse(self, model: ModelRef, device: Device) -> Refusal | None:
-        """Why it cannot take this model, told without the runtime; ``None`` if it may."""
+        """Why it cannot take this model, told without the runtime; ``None`` if it may.
+
+        Of a composite, it is asked about the model inside: ``ModelRef.served``.
+        """
         capabilities = self.capabilities(device)
         formats = capabilities.formats
         if model.format.name in formats:
@@ -257,18 +274,19 @@ class Backend(ABC):
             SilentFallback: The runtime would run elsewhere than asked.
         """
         self.require()
-        where = Device.parse(device) if device is not None else self.default_device(model)
+        served = model.served
+        where = Device.parse(device) if device is not None else self.default_device(served)
         context = {"backend": self.name, "model": model.name, "device": str(where)}
         try:
             chosen = self.options_type.make(options)
             if where.kind not in self.device_kinds:
                 raise self.missing_device(where)
-            refusal = self.refuse(model, where)
+            refusal = self.refuse(served, where)
             if refusal is not None:
                 raise UnsupportedModel(
                     refusal.reason,
                     fix=refusal.fix,
-                    format=model.format.name,
+                    format=served.format.name,
                     **refusal.detail,
                 )
             if model.signature_key and not model.format.has_signature_keys:
@@ -278,12 +296,12 @@ class Backend(ABC):
                     fix="Leave the signature out.",
                     wanted=model.signature_key,
                 )
-            model.format.check(model)
+            _check(model)
             if where != CPU and where not in self._reported_devices():
                 raise self.missing_device(where)
             capabilities = self.capabilities(where)
             before = resident_bytes()
-            predictor, executor = self._loaded(model, where, chosen, capabilities)
+            predictor, executor = self._loaded(served, where, chosen, capabilities)
             after = resident_bytes()
         except BridgeError as error:
             error.backend = error.backend or self.name
@@ -294,10 +312,10 @@ class Backend(ABC):
             dataclasses.replace(
                 predictor.info,
                 backend=self.name,
-                format=model.format.name,
+                format=served.format.name,
                 model=model.name,
                 options=chosen.to_dict(),
-                resident_bytes=None if before is None or after is None else max(0, after - before),
+                resident_bytes=_growth(before, after),
             ),
             capabilities,
             self.error_rules(),
@@ -314,7 +332,18 @@ class Backend(ABC):
                 wanted=str(where),
                 got=str(predictor.info.device),
             )
-        return predictor
+        if served is model:
+            return predictor
+        try:
+            return _fronted(model, predictor, capabilities, before)
+        except BridgeError as error:
+            predictor.close()
+            error.backend = error.backend or self.name
+            error.model = error.model or model.name
+            raise
+        except BaseException:
+            predictor.close()
+            raise
 
     def require(self) -> Availability:
         """The availability, or ``BackendUnavailable`` with what to type."""
@@ -383,3 +412,38 @@ class Backend(ABC):
             wanted=str(device),
             there=there,
         )
+
+
+def _check(model: ModelRef) -> None:
+    """Checks a model, and that inside a composite."""
+    model.format.check(model)
+    if model.inner is not None:
+        _check(model.inner)
+
+
+def _fronted(
+    model: ModelRef, predictor: Predictor, claims: Capabilities, before: int | None
+) -> Predictor:
+    """The predictor of a composite around that of the model inside, from inside out."""
+    if model.inner is None:
+        return predictor
+    inner = _fronted(model.inner, predictor, claims, before)
+    front = model.format.front(model, inner)
+    if front is inner:
+        return inner
+    info = dataclasses.replace(
+        front.info,
+        backend=inner.info.backend,
+        format=model.format.name,
+        model=model.name,
+        options=inner.info.options,
+        resident_bytes=_growth(before, resident_bytes()),
+    )
+    # The predictor inside sees to threads for itself.
+    claims = dataclasses.replace(claims, bind=False, thread_safety=ThreadSafety.SHARED)
+    front._attach(info, claims, (), None)
+    return front
+
+
+def _growth(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else max(0, after - before)

@@ -208,6 +208,7 @@ class _Start:
                 options=self._options,
                 signature=model.declared or model.signature_key,
                 trust=model.trust,
+                here=True,
                 timeout_s=self._isolation.load_timeout_s,
             )
         except BridgeError as error:

@@ -111,12 +111,20 @@ class Worker:
         options: Options | Mapping[str, Any] | Sequence[str] | None = None,
         signature: str | Signature | None = None,
         trust: bool = False,
+        here: bool = False,
         slot: int = 0,
         timeout_s: float = 300.0,
     ) -> Loaded:
         """Loads a model, given by its path, in the child; as ``bridge.load``, errors too.
 
         What the slot held before is closed first.
+
+        Args:
+            model, backend, device, options, signature, trust: See ``bridge.load``.
+            here: The child is the process that the predictor is to have for itself: load in
+                it also what ``bridge.load`` would give another one, but no record.
+            slot: Where to keep it.
+            timeout_s: Deadline.
         """
         answer, _ = self._request(
             {
@@ -128,6 +136,7 @@ class Worker:
                 "options": _plain(options),
                 "signature": signature.to_dict() if isinstance(signature, Signature) else signature,
                 "trust": trust,
+                "here": here,
             },
             timeout_s=timeout_s,
         )

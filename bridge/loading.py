@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import sys
@@ -72,7 +73,8 @@ def load(
             history, so that it changes nothing for them.
         isolated: Load it in a process of its own, so that a crash or a hang of the runtime
             is an error of the calls in flight: see ``IsolatedPredictor``. An ``Isolation``
-            says how. Of a record, every arm gets a process.
+            says how. Of a record, every arm gets a process. Backends that are
+            ``always_isolated`` do so in any case.
 
     Raises:
         ModelNotFound, InvalidModel, UnsupportedModel, UntrustedModel, ModelLoadFailed:
@@ -109,17 +111,19 @@ def load(
     except BackendNotFound as error:
         error.model = found.name
         raise
-    if isolated:
-        from bridge.isolated import IsolatedPredictor, Isolation
+    if not isolated and not chosen.always_isolated:
+        return chosen.load(found, device=device, options=options)
+    from bridge.isolated import IsolatedPredictor, Isolation
 
-        return IsolatedPredictor.load(
-            found,
-            backend=name,
-            device=device,
-            options=options,
-            isolation=isolated if isinstance(isolated, Isolation) else None,
-        )
-    return chosen.load(found, device=device, options=options)
+    isolation = isolated if isinstance(isolated, Isolation) else Isolation()
+    if chosen.always_isolated:
+        where = chosen.default_device(found) if device is None else Device.parse(device)
+        more = chosen.worker_environment(where, chosen.options_type.make(options))
+        wanted = {**more, **(isolation.environment or {})}
+        isolation = dataclasses.replace(isolation, environment=wanted)
+    return IsolatedPredictor.load(
+        found, backend=name, device=device, options=options, isolation=isolation
+    )
 
 
 def _record(model: object) -> SelectionRecord | None:

@@ -5,8 +5,8 @@ runtimes print goes to standard error, a file that the parent reads when somethi
 wrong. Requests, by their field ``do``:
 
 ``prepare``  backend -> rss_bytes, with the runtime imported
-``load``     slot, model, backend, device, options, signature, trust -> signature, info,
-             load_s, rss_growth_bytes, thread_safety, zero_rows
+``load``     slot, model, backend, device, options, signature, trust, here -> signature,
+             info, load_s, rss_growth_bytes, thread_safety, zero_rows
 ``unload``   slot
 ``predict``  slot, outputs, with arrays -> arrays, call_s
 ``inputs``   key, names, with arrays: sets of inputs for ``measure``
@@ -78,18 +78,11 @@ class _Service:
         return {"rss_bytes": _rss_bytes()}, {}
 
     def load(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
-        slot, signature = request["slot"], request["signature"]
+        slot = request["slot"]
         self.unload(request, arrays)
         before = _rss_bytes()
         started = perf_counter()
-        predictor = load(
-            request["model"],
-            backend=request["backend"],
-            device=request["device"],
-            options=request["options"],
-            signature=Signature.from_dict(signature) if isinstance(signature, dict) else signature,
-            trust=request["trust"],
-        )
+        predictor = _loaded(request)
         load_s = perf_counter() - started
         self._predictors[slot] = predictor
         claims = predictor._capabilities
@@ -239,6 +232,20 @@ class _Service:
         if output_axes is None:
             output_axes = dict.fromkeys(predictor.signature.output_names, 0)
         return lambda inputs: split_predict(predictor, inputs, None, rows, axes, output_axes)
+
+
+def _loaded(request: Mapping[str, Any]) -> Predictor:
+    signature = request["signature"]
+    said = {
+        "signature": Signature.from_dict(signature) if isinstance(signature, dict) else signature,
+        "trust": request["trust"],
+    }
+    how = {name: request[name] for name in ("device", "options")}
+    if not request["here"]:
+        return load(request["model"], backend=request["backend"], **how, **said)
+    model = open_model(request["model"], **said)
+    name = request["backend"] or model.format.native_backend
+    return registry().backends.get(name).load(model, **how)
 
 
 def _shorten_log() -> None:
