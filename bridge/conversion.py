@@ -42,7 +42,7 @@ from bridge.model import ModelRef
 from bridge.options import Options
 from bridge.proof import Proof
 from bridge.registry import registry
-from bridge.routes import Route, find_routes, named_route, require_target
+from bridge.routes import Route, find_routes, held_format, named_route, require_target
 from bridge.signature import Signature
 
 __all__ = ["Attempt", "Converted", "convert"]
@@ -124,7 +124,8 @@ def convert(
 
     Args:
         model: Path of the model.
-        target: Name of the format to write.
+        target: Name of the format to write; for models that need a composite around it, such
+            as tables, that is what is written.
         route: Names of the adapters to use, in order; ``None`` tries every route.
         options: Options by name of the adapter.
         signature: Which of a SavedModel's signatures to convert, or a whole ``Signature``
@@ -169,7 +170,7 @@ def convert(
             fix="'bridge routes' shows what there is.",
             model=found.name,
         )
-    if ways[-1].target != target:
+    if target not in (ways[-1].target, held_format(ways[-1].target)):
         raise UnsupportedModel(
             f"the route {ways[-1].name} leads to {ways[-1].target}, not {target}.",
             fix="Name adapters that lead there, or leave the route out.",

@@ -106,17 +106,19 @@ def inspect(model: object, *, trust: bool = False) -> Inspection:
     found = open_model(model, trust=trust)
     problem: BridgeError | None = None
     size_bytes = digest = None
+    served = found
     try:
         found.format.check(found)
+        served = found.served
         size_bytes, digest = found.size_bytes, found.digest
     except ModelError as error:
         problem = error
     candidates = []
     for backend in registry().backends:
         availability = backend.probe()
-        device = backend.default_device(found)
+        device = backend.default_device(served)
         can_run = availability.installed and backend.capabilities(device).predicts
-        refusal = backend.refuse(found, device)
+        refusal = backend.refuse(served, device)
         reason = fix = None
         if refusal is not None:
             reason, fix = refusal.reason, refusal.fix

@@ -15,10 +15,13 @@ import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bridge.errors import InvalidModel, ModelNotFound, OptionError, UnsupportedModel, nearest
 from bridge.signature import Signature
+
+if TYPE_CHECKING:
+    from bridge.predictor import Predictor
 
 __all__ = ["FileProbe", "Format", "ModelFacts", "ModelRef"]
 
@@ -116,6 +119,9 @@ class Format:
         suffixes: Usual suffixes, lower case, for error texts only.
         devices: Kinds of device that can run it; the first is the default.
         has_signature_keys: A model may hold several signatures, told apart by keys.
+        refines: Name of a format that its models are of as well, as far as that format's
+            ``sniff`` tells: of the two, this one is meant.
+        holds: Name of the format of the model inside, for a composite; see ``inner``.
     """
 
     name: str
@@ -124,6 +130,8 @@ class Format:
     suffixes: tuple[str, ...] = ()
     devices: tuple[str, ...] = ("cpu", "cuda")
     has_signature_keys: bool = False
+    refines: str | None = None
+    holds: str | None = None
 
     def sniff(self, file: FileProbe) -> bool:
         """Whether the content is of this format; must be cheap and never raise."""
@@ -159,6 +167,30 @@ class Format:
             ModelNotFound: A file that the model names is missing.
             InvalidModel: The bytes are truncated or corrupt.
         """
+
+    def inner(self, model: ModelRef) -> ModelRef | None:
+        """The model that a backend gets in place of this one, for a composite format.
+
+        A composite is a model of another format with something around it, such as tables
+        that are looked up before each call. Backends need not know it: they are asked about
+        the model inside and load that, and what users get is ``front`` around it.
+
+        Raises:
+            ModelError: There is no sound model inside.
+        """
+        return None
+
+    def front(self, model: ModelRef, predictor: Predictor) -> Predictor:
+        """What users get for a composite: a predictor around that of the model inside.
+
+        Args:
+            model: The composite, already checked.
+            predictor: That of ``inner``, ready; the result closes it when it is closed.
+
+        Raises:
+            ModelError: What is around the model inside cannot be read.
+        """
+        return predictor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,6 +304,20 @@ class ModelRef:
         return self.format.describe(self)
 
     @functools.cached_property
+    def inner(self) -> ModelRef | None:
+        """The model inside a composite; see ``Format.inner``."""
+        return self.format.inner(self)
+
+    @property
+    def served(self) -> ModelRef:
+        """The model that backends are asked about and load: the innermost one.
+
+        Raises:
+            ModelError: There is no sound model inside a composite.
+        """
+        return self if self.inner is None else self.inner.served
+
+    @functools.cached_property
     def size_bytes(self) -> int:
         """Size of all files that belong to the model; 0 for a live object."""
         if self.data is not None:
@@ -348,6 +394,9 @@ def _probe(path: Path) -> FileProbe:
 
 def _recognise(file: FileProbe, formats: tuple[Format, ...]) -> Format:
     found = [item for item in formats if item.sniff(file)]
+    if len(found) > 1:
+        refined = {item.refines for item in found}
+        found = [item for item in found if item.name not in refined]
     if len(found) == 1:
         return found[0]
     shown = str(file.path) if file.path is not None else f"<{file.size_bytes} bytes>"

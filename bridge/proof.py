@@ -35,7 +35,7 @@ from bridge.errors import (
 from bridge.isolation import Worker
 from bridge.model import ModelRef
 from bridge.registry import registry
-from bridge.routes import runners
+from bridge.routes import held_format, runners
 from bridge.signature import Signature
 
 __all__ = ["STRICT", "Difference", "Proof", "digest", "find_runner", "generated", "verify"]
@@ -276,7 +276,7 @@ def find_runner(target: str) -> str | None:
         one.name
         for one in runners(target)
         if one.probe().installed
-        and target in one.capabilities(CPU).formats
+        and held_format(target) in one.capabilities(CPU).formats
         and one.capabilities(CPU).predicts
     ]
     return native if native in able else next(iter(able), None)

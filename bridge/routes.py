@@ -18,7 +18,15 @@ from bridge.errors import BackendNotFound, UnsupportedModel, nearest
 from bridge.model import ModelRef
 from bridge.registry import registry
 
-__all__ = ["MAX_STEPS", "Route", "find_routes", "named_route", "require_target", "runners"]
+__all__ = [
+    "MAX_STEPS",
+    "Route",
+    "find_routes",
+    "held_format",
+    "named_route",
+    "require_target",
+    "runners",
+]
 
 MAX_STEPS = 3
 """Most conversions of one route."""
@@ -64,13 +72,14 @@ def find_routes(
 
     Args:
         model: The model.
-        target: Name of the format to reach; ``None`` for every format there is a way to.
+        target: Name of the format to reach, or that of the model inside a composite, so that
+            a composite is reached as well; ``None`` for every format there is a way to.
         max_steps: Most conversions of one route.
     """
     found = [
         _judged(model, adapters)
         for adapters in _paths(model.format.name, target, max_steps)
-        if target is None or adapters[-1].target == target
+        if target is None or _arrives(adapters[-1], target)
     ]
     ranked = sorted(found, key=lambda one: (one.status != "possible", len(one.adapters), one.name))
     return tuple(ranked)
@@ -100,7 +109,7 @@ def named_route(model: ModelRef, names: Sequence[str]) -> Route:
 def require_target(target: str) -> None:
     """Raises ``BackendNotFound`` if no adapter writes a format of this name."""
     targets = {adapter.target for adapter in registry().adapters}
-    if target in targets:
+    if target in targets or target in map(held_format, targets):
         return
     if target in {known.name for known in registry().formats}:
         message = f"no adapter writes format '{target}'."
@@ -113,15 +122,26 @@ def require_target(target: str) -> None:
     raise BackendNotFound(message, fix=fix, name=target, valid=sorted(targets))
 
 
+def held_format(name: str) -> str:
+    """Name of the format that backends get to see: that inside a composite, else itself."""
+    holds = {one.name: one.holds for one in registry().formats}
+    while (inner := holds.get(name)) is not None:
+        name = inner
+    return name
+
+
 def runners(format_name: str) -> tuple[Backend, ...]:
-    """Backends that take a format on some kind of device, installed or not; no oracles."""
+    """Backends that take a format on some kind of device, installed or not; no oracles.
+
+    Of a composite, those that take the model inside.
+    """
+    within = held_format(format_name)
     return tuple(
         backend
         for backend in registry().backends
         if not backend.is_oracle
         and any(
-            format_name in backend.capabilities(Device(kind)).formats
-            for kind in backend.device_kinds
+            within in backend.capabilities(Device(kind)).formats for kind in backend.device_kinds
         )
     )
 
@@ -143,7 +163,11 @@ def _paths(source: str, target: str | None, max_steps: int) -> Iterator[tuple[Ad
         ]
         yield from longer
         # What has arrived need not go on.
-        chains = [one for one in longer if one[-1].target != target]
+        chains = [one for one in longer if target is None or not _arrives(one[-1], target)]
+
+
+def _arrives(adapter: Adapter, target: str) -> bool:
+    return target in (adapter.target, held_format(adapter.target))
 
 
 def _judged(model: ModelRef, adapters: tuple[Adapter, ...]) -> Route:

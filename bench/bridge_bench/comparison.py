@@ -275,8 +275,8 @@ def _plan(models: Sequence[ModelRef], backends: Sequence[str] | None) -> list[Ar
         named = [known.get(name) for name in backends] if backends is not None else list(known)
         named.sort(key=lambda backend: backend.name != model.format.native_backend)
         for backend in named:
-            device = backend.default_device(model)
-            refusal = backend.refuse(model, device)
+            device = backend.default_device(model.served)
+            refusal = backend.refuse(model.served, device)
             error: BridgeError | None = None
             if refusal is not None:
                 refusals.append(refusal.reason)

@@ -153,7 +153,7 @@ def plan(
     for index, model in enumerate(models):
         native = model.format.native_backend
         for backend in _ordered(native, backends, keep_native=index == 0):
-            for bare in _arms(backend, index, model, wanted):
+            for bare in _arms(backend, index, model.served, wanted):
                 if suffixes[index] and bare.rule == "format":
                     continue  # it was not converted for this one
                 is_default = (

@@ -133,9 +133,10 @@ def convert(
 def _check_adapters(to: str, names: Sequence[str]) -> None:
     from bridge.errors import OptionError
     from bridge.registry import registry
+    from bridge.routes import held_format
 
     known = [registry().adapters.get(name) for name in names]
-    if known and known[-1].target != to:
+    if known and to not in (known[-1].target, held_format(known[-1].target)):
         raise OptionError(
             f"adapter '{names[-1]}' writes {known[-1].target}, not {to}.",
             fix=f"Write --to {known[-1].target}, or leave --adapter out.",

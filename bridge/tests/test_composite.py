@@ -1,0 +1,235 @@
+"""Composite formats: a model of another format with something around it, by any plugin."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bridge
+from bridge import proof
+from bridge.conversion import convert
+from bridge.errors import InvalidModel, UnsupportedModel
+from bridge.loading import open_model
+from bridge.registry import registry
+from bridge.routes import find_routes, held_format, require_target, runners
+from bridge_bench.plan import plan
+
+PLUGIN = """
+import json
+from pathlib import Path
+import numpy as np
+import bridge
+from bridge.errors import InvalidModel
+
+F32, I64 = bridge.DType.FLOAT32, bridge.DType.INT64
+
+class Sum(bridge.Format):
+    name, title, native_backend = "sum", "Sum", "adder"
+    def sniff(self, file):
+        return file.head.startswith(b"SUM")
+
+class Adder(bridge.Predictor):
+    def __init__(self):
+        super().__init__(
+            bridge.Signature(
+                (bridge.TensorSpec("rows", F32, ("n", 2)),),
+                (bridge.TensorSpec("y", F32, ("n",)),),
+            ),
+            bridge.PredictorInfo(provider="adder", threads=1),
+        )
+    def _predict(self, inputs, outputs):
+        return {"y": inputs["rows"].sum(axis=1)}
+    def _close(self):
+        (Path(self.info.model).name)
+
+class Backend(bridge.Backend):
+    name = "adder"
+    def probe(self):
+        return bridge.Availability(installed=True, version="1")
+    def capabilities(self, device):
+        return bridge.Capabilities(formats=frozenset({"sum"}), dynamic_dims=True, zero_rows=True)
+    def search_space(self, model, device):
+        assert model.format.name == "sum", model.format.name
+        return (self.options_type(),)
+    def _load(self, model, device, options):
+        assert model.format.name == "sum", model.format.name
+        return Adder()
+
+class Lookup(bridge.Predictor):
+    def __init__(self, table, inner):
+        super().__init__(
+            bridge.Signature(
+                (bridge.TensorSpec("ids", I64, ("n",)),), inner.signature.outputs
+            ),
+            inner.info,
+        )
+        self.table, self.inner = table, inner
+    def _predict(self, inputs, outputs):
+        return self.inner.predict({"rows": self.table[inputs["ids"]]}, outputs)
+    def _close(self):
+        self.inner.close()
+
+class WithTable(bridge.Format):
+    name, title, native_backend, holds = "sum_with_table", "Sum with table", "adder", "sum"
+    def sniff(self, file):
+        return file.is_folder and "table.json" in file.members
+    def files(self, model):
+        return (model.file / "table.json", model.file / "model.sum")
+    def describe(self, model):
+        signature = bridge.Signature(
+            (bridge.TensorSpec("ids", I64, ("n",)),), (bridge.TensorSpec("y", F32, ("n",)),)
+        )
+        return bridge.ModelFacts(signatures={"": signature}, vocabularies={"ids": 3})
+    def inner(self, model):
+        path = model.file / "model.sum"
+        if not path.exists():
+            raise InvalidModel("there is no model inside.", fix="Copy it again.")
+        return bridge.loading.open_model(path, trust=model.trust)
+    def front(self, model, predictor):
+        table = json.loads((model.file / "table.json").read_text())
+        if len(table) < 3:
+            raise InvalidModel("the table is too short.", fix="Copy it again.")
+        return Lookup(np.array(table, np.float32), predictor)
+
+class Packed(WithTable):
+    name, title, holds = "packed", "Packed", None
+    refines = "sum_with_table"
+    def sniff(self, file):
+        return super().sniff(file) and "packed" in file.members
+    def inner(self, model):
+        return None
+
+class Pack(bridge.Adapter):
+    name, sources, target = "pack", frozenset({"packed"}), "sum_with_table"
+    def probe(self):
+        return bridge.Availability(installed=True)
+    def _convert(self, model, target, options):
+        target.mkdir()
+        for path in model.file.iterdir():
+            if path.name != "packed":
+                (target / path.name).write_bytes(path.read_bytes())
+        return {}
+
+@bridge.hookimpl
+def register_backends(register):
+    register(Backend())
+
+@bridge.hookimpl
+def register_formats(register):
+    for kind in (Sum, WithTable, Packed):
+        register(kind())
+
+@bridge.hookimpl
+def register_adapters(register):
+    register(Pack())
+"""
+
+Make = Callable[..., Path]
+IDS = {"ids": np.array([2, 0, 2], np.int64)}
+WANTED = [11.0, 3.0, 11.0]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Installs the plugin for this process and its children; makes models."""
+    site = tmp_path / "site"
+    info = site / "adder-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "adder.py").write_text(PLUGIN)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: adder\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[bridge]\nadder = adder\n")
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("BRIDGE_PLUGINS", "adder")
+    monkeypatch.setenv("BRIDGE_CACHE_DIR", str(tmp_path / "cache"))
+    registry.cache_clear()
+
+    def made(table: str = "[[1, 2], [3, 4], [5, 6]]", *, packed: bool = False) -> Path:
+        folder = tmp_path / "model"
+        folder.mkdir()
+        (folder / "table.json").write_text(table)
+        (folder / "model.sum").write_text("SUM")
+        if packed:
+            (folder / "packed").touch()
+        return folder
+
+    yield made
+    registry.cache_clear()
+    sys.modules.pop("adder", None)
+
+
+def test_users_get_the_front_and_the_backend_the_model_inside(make: Make) -> None:
+    folder = make()
+    with bridge.load(folder) as predictor:
+        assert predictor.signature.input_names == ("ids",)
+        assert predictor.predict(IDS)["y"].tolist() == WANTED
+        assert (predictor.info.backend, predictor.info.format) == ("adder", "sum_with_table")
+        assert (predictor.info.model, predictor.info.provider) == ("model", "adder")
+        bound = predictor.bind({"ids": (2,)})
+        bound.inputs["ids"][...] = [1, 1]
+        bound.predict()
+        assert bound.outputs["y"].tolist() == [7.0, 7.0]
+        inner: bridge.Predictor = predictor.inner  # type: ignore[attr-defined]
+    with pytest.raises(bridge.errors.PredictorClosed):
+        inner.predict({"rows": np.zeros((1, 2), np.float32)})
+
+
+def test_it_works_in_a_process_of_its_own(make: Make) -> None:
+    with bridge.load(make(), isolated=True) as predictor:
+        assert predictor.signature.input_names == ("ids",)
+        assert predictor.predict(IDS)["y"].tolist() == WANTED
+        assert predictor.info.format == "sum_with_table"
+
+
+def test_a_front_that_fails_closes_the_model_inside(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make("[]")
+    closed: list[Any] = []
+    monkeypatch.setattr(bridge.Predictor, "close", lambda self: closed.append(self))
+    with pytest.raises(InvalidModel, match="the table is too short") as caught:
+        bridge.load(folder)
+    assert (caught.value.backend, caught.value.model) == ("adder", "model")
+    assert len(closed) == 1
+
+
+def test_inspection_asks_backends_about_the_model_inside(make: Make) -> None:
+    folder = make()
+    found = bridge.inspect(folder)
+    assert (found.format, found.problem) == ("sum_with_table", None)
+    assert [(one.backend, one.is_capable) for one in found.candidates] == [("adder", True)]
+    (folder / "model.sum").unlink()
+    found = bridge.inspect(folder)
+    assert found.problem is not None
+    with pytest.raises(bridge.errors.ModelError):
+        bridge.load(folder)
+
+
+def test_a_selection_plans_arms_on_the_model_inside(make: Make) -> None:
+    (arm,) = plan([open_model(make())])
+    assert (arm.id, arm.rule, arm.is_default) == ("adder", None, True)
+
+
+def test_a_route_to_the_format_inside_leads_to_the_composite(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make(packed=True)
+    model = open_model(folder)
+    assert model.format.name == "packed"  # refines sum_with_table, which knows it as well
+    assert held_format("sum_with_table") == "sum"
+    assert [one.name for one in runners("sum_with_table")] == ["adder"]
+    assert proof.find_runner("sum_with_table") == "adder"
+    require_target("sum")
+    for target in ("sum", "sum_with_table"):
+        assert [route.name for route in find_routes(model, target)] == ["pack"]
+    with pytest.raises(UnsupportedModel, match="does not load Packed"):
+        bridge.load(folder)
+    made = convert(folder, "sum", verify=False)
+    assert (made.target, made.open().format.name) == ("sum_with_table", "sum_with_table")
+    with bridge.load(made.path) as predictor:
+        assert predictor.predict(IDS)["y"].tolist() == WANTED
