@@ -43,6 +43,8 @@ class Capabilities:
         deterministic: Equal inputs give equal bytes on one machine.
         predicts: It can run models here; ``False`` for a builder without its device.
         thread_safety: What the bridge must do for calls from several threads.
+        warm_calls: Calls that a predictor needs before its times mean anything, because the
+            runtime learns from them; whoever measures makes them first.
     """
 
     formats: frozenset[str] = frozenset()
@@ -54,3 +56,4 @@ class Capabilities:
     deterministic: bool = False
     predicts: bool = True
     thread_safety: ThreadSafety = ThreadSafety.EXCLUSIVE
+    warm_calls: int = 0

@@ -2,17 +2,56 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import dataclasses
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
-from bridge.backend import Availability, Backend
-from bridge.capabilities import Capabilities
-from bridge.device import Device
+import numpy as np
+
+from bridge.backend import Availability, Backend, Refusal
+from bridge.capabilities import Capabilities, ThreadSafety
+from bridge.device import CPU, Device, driver_devices
+from bridge.dtypes import DType
+from bridge.errors import (
+    BackendUnavailable,
+    BridgeError,
+    InvalidModel,
+    ModelNotFound,
+    OptionError,
+    PredictError,
+    nearest,
+)
+from bridge.logs import logger
 from bridge.model import ModelRef
 from bridge.options import Options
-from bridge.predictor import Predictor
+from bridge.predictor import Predictor, PredictorInfo
+from bridge.search import Pruned, combine
+from bridge.signature import Signature, TensorSpec, dim
+from bridge_deeprec.configuration import environment, model_config
+from bridge_deeprec.library import NAME, VARIABLE, Library, ServedModel, find
 from bridge_deeprec.options import DeeprecOptions
+from bridge_deeprec.predictor import ProcessorPredictor
+from bridge_deeprec.request import TYPES, decode_model_info
 
 __all__ = ["DeeprecBackend"]
+
+WARM_CALLS = 200
+"""Calls after which the memory planner and the cost-model executor have learnt.
+
+Source: STOP_NODE_STATS_STEP of DeepRec's page ``Executor-Optimization``.
+"""
+
+_DEFAULT_KEY = "serving_default"
+_OTHERS = ("tensorflow", "torch", "onnxruntime", "openvino", "google.protobuf")
+# What TensorFlow 1.15 says of a name that a graph does not have: ``subgraph.cc``.
+_UNKNOWN_NAME = re.compile(r"unable to find|not found|not exist", re.IGNORECASE)
+# Complex inputs: the code that reads them writes beyond the tensor (``util.cc``).
+_DTYPES = frozenset(TYPES) - {DType.COMPLEX64, DType.COMPLEX128}
 
 
 class DeeprecBackend(Backend):
@@ -20,12 +59,269 @@ class DeeprecBackend(Backend):
 
     name = "deeprec"
     options_type: ClassVar[type[Options]] = DeeprecOptions
+    device_kinds = ("cpu", "cuda")
+    always_isolated = True
 
     def probe(self) -> Availability:
-        return Availability(installed=False, reason="libserving_processor.so was not found")
+        path = find()
+        how = f"Set {VARIABLE} to the path of {NAME}; it is built from DeepRec's sources."
+        if path is None:
+            reason = f"DeepRec's library {NAME} was not found"
+            return Availability(installed=False, reason=reason, fix=how)
+        wrong = _not_loadable(path)
+        if wrong:
+            return Availability(installed=False, reason=f"'{path}' {wrong}", fix=how)
+        return Availability(installed=True)
+
+    def devices(self) -> tuple[Device, ...]:
+        return tuple(device for device, _ in driver_devices() if device.kind in self.device_kinds)
 
     def capabilities(self, device: Device) -> Capabilities:
-        return Capabilities(formats=frozenset({"deeprec", "saved_model"}))
+        return Capabilities(
+            formats=frozenset({"deeprec", "saved_model"}),
+            dtypes=_DTYPES,
+            dynamic_dims=True,
+            thread_safety=ThreadSafety.SHARED,
+            warm_calls=WARM_CALLS,
+        )
+
+    def worker_environment(self, device: Device, options: DeeprecOptions) -> Mapping[str, str]:
+        # A build for GPUs takes what it sees: a CPU is a CPU only if there is nothing to see.
+        visible = str(device.index) if device.kind == "cuda" else ""
+        return {**environment(options), "CUDA_VISIBLE_DEVICES": visible}
+
+    def search_space(self, model: ModelRef, device: Device) -> tuple[Options | Pruned, ...]:
+        """What DeepRec's pages recommend to try: threads, sessions, executor, planner."""
+        return combine(
+            DeeprecOptions,
+            [
+                {},
+                {"enable_inline_execute": True},
+                {"intra_op_parallelism_threads": 1},
+                {"session_num": 2, "use_per_session_threads": True},
+                {"memory_planner": False},
+                {"onednn_reco_only": False},
+            ],
+        )
+
+    def refuse(self, model: ModelRef, device: Device) -> Refusal | None:
+        if model.declared is not None:
+            return Refusal(
+                "a whole signature was given, but a SavedModel holds its own.",
+                "Pass the key of one of its signatures, or nothing.",
+            )
+        return super().refuse(model, device)
 
     def _load(self, model: ModelRef, device: Device, options: DeeprecOptions) -> Predictor:
-        raise NotImplementedError
+        self._require_own_process(device, options)
+        path = find()
+        assert path is not None  # probe found it
+        key, signature = _signature(model)
+        _check_folders(options)
+        config = model_config(options, str(model.file), key)
+        served = ServedModel(Library(path), json.dumps(config))
+        signature = _agreed(signature, served, path)
+        info = PredictorInfo(device=device, provider=NAME, threads=_threads(config))
+        predictor = self._tested(served, signature, key, options, info, path)
+        full = _model_path(served)
+        predictor.info = dataclasses.replace(
+            info,
+            device=_device(device),
+            versions={"numpy": np.__version__},
+            details={
+                "library": str(path),
+                "signature_key": key,
+                "names": "tensor" if predictor.uses_tensors else "alias",
+                "model_path": full,
+                "full_version": _version(full),
+                "self_test": options.self_test,
+                "atomic_full_update": True,
+                "atomic_delta_update": False,
+                "update_poll_s": 60 if options.checkpoint_dir or options.checkpoint_url else None,
+            },
+        )
+        return predictor
+
+    def _require_own_process(self, device: Device, options: DeeprecOptions) -> None:
+        """Refuses a process that was not started for this predictor.
+
+        The library reads its environment once, ends its process on bad input, and clashes
+        with another TensorFlow or protobuf.
+        """
+        wanted = self.worker_environment(device, options)
+        is_own = all(os.environ.get(name) == value for name, value in wanted.items())
+        other = next((name for name in _OTHERS if name in sys.modules), None)
+        if is_own and other is None:
+            return
+        reason = f"{other} is loaded in this one" if other else "this one is not"
+        raise BackendUnavailable(
+            f"DeepRec's library runs only in a process that was started for it; {reason}.",
+            fix="Load the model with bridge.load, which starts one.",
+        )
+
+    def _tested(
+        self,
+        served: ServedModel,
+        signature: Signature,
+        key: str,
+        options: DeeprecOptions,
+        info: PredictorInfo,
+        path: Path,
+    ) -> ProcessorPredictor:
+        """The predictor that answers a made-up request, with the names that it takes."""
+
+        def made(uses_tensors: bool) -> ProcessorPredictor:
+            return ProcessorPredictor(served, signature, key, uses_tensors, info)
+
+        if options.names != "auto":
+            found = made(options.names == "tensor")
+            if options.self_test:
+                _self_test(found, path)
+            return found
+        # Keys first: older builds answer them with an error, while newer ones end the process
+        # for the name of a tensor.
+        found = made(False)
+        try:
+            _self_test(found, path)
+        except BackendUnavailable as error:
+            if _UNKNOWN_NAME.search(str(error.detail.get("native_error", ""))):
+                found = made(True)
+                _self_test(found, path)
+            elif options.self_test:
+                raise
+        return found
+
+
+def _not_loadable(path: Path) -> str | None:
+    """What is wrong with a file that should be a library; ``None`` if it looks like one."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(20)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    with open("/proc/self/exe", "rb") as stream:  # noqa: PTH123 - what this process is made of
+        own = stream.read(20)
+    if head[:4] != b"\x7fELF":
+        return "is no shared library"
+    if head[4:6] != own[4:6] or head[18:20] != own[18:20]:
+        return "is a library for another kind of processor"
+    return None
+
+
+def _signature(model: ModelRef) -> tuple[str, Signature]:
+    """Key and tensors of the signature to serve, from the model's own file."""
+    signatures = model.facts.signatures
+    key = model.signature_key
+    if key is None:
+        key = next(iter(signatures)) if len(signatures) == 1 else _DEFAULT_KEY
+    if key not in signatures:
+        raise OptionError(
+            f"SavedModel {model.name} has no signature '{key}'.",
+            fix=nearest(key, signatures),
+            signature=key,
+            valid=sorted(signatures),
+        )
+    return key, signatures[key]
+
+
+def _check_folders(options: DeeprecOptions) -> None:
+    """Refuses what ``initialize`` would wait for without end, looking every 60 s."""
+    folder = options.checkpoint_dir
+    if folder is None:
+        return
+    if not folder.is_dir():
+        raise ModelNotFound(f"there is no folder '{folder}'.", fix="Check checkpoint_dir.")
+    if not any(folder.glob("*/checkpoint")):
+        raise ModelNotFound(
+            f"no subfolder of checkpoint_dir '{folder}' holds a file 'checkpoint'.",
+            fix="Give the folder above that of the checkpoint.",
+            path=str(folder),
+        )
+
+
+def _agreed(signature: Signature, served: ServedModel, path: Path) -> Signature:
+    """The signature as the library tells it, with names and types that only the file tells.
+
+    Raises:
+        BackendUnavailable: What the library tells cannot be read.
+        InvalidModel: The library serves another model than that of the file.
+    """
+    text = served.process(b"")
+    if not text:  # of a signature whose method is not TensorFlow's predict, it tells nothing
+        return signature
+    try:
+        told = json.loads(text)
+        sides = {
+            side: {str(one["name"]): [dim(size) for size in one["shape"]] for one in told[side]}
+            for side in ("inputs", "outputs")
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise BackendUnavailable(
+            f"the library '{path}' describes its signature in a way that cannot be read: {error}.",
+            fix="The library may be of another version, or broken; try another build.",
+            text=text[:1000].decode("utf-8", "replace"),
+        ) from error
+    for side, specs in (("inputs", signature.inputs), ("outputs", signature.outputs)):
+        if set(sides[side]) != {spec.name for spec in specs}:
+            raise InvalidModel(
+                f"the library serves {side} {', '.join(sorted(sides[side])) or 'none'}; the model "
+                f"has {', '.join(sorted(spec.name for spec in specs)) or 'none'}.",
+                fix="Check savedmodel_url and checkpoint_dir: they belong to another model.",
+            )
+    return signature
+
+
+def _made_up(spec: TensorSpec) -> Any:
+    """One row, as the library makes it for its own warm-up: ones; here also empty strings."""
+    shape = [size if isinstance(size, int) else 1 for size in spec.shape or ()]
+    assert spec.dtype is not None  # of what is unknown, a SavedModel has none
+    if spec.dtype is DType.STRING:
+        return np.full(shape, "", object)
+    return np.ones(shape, spec.dtype.numpy)
+
+
+def _self_test(predictor: ProcessorPredictor, path: Path) -> None:
+    """Raises ``BackendUnavailable`` where a made-up row is not answered as it should be."""
+    signature = predictor.signature
+    inputs = {spec.name: _made_up(spec) for spec in signature.inputs}
+    try:
+        predictor._predict(inputs, signature.output_names)
+    except PredictError as error:
+        raise BackendUnavailable(
+            f"the library '{path}' does not answer a made-up row of this model: {error.message}",
+            fix="Some builds cannot read requests: try another one, or self_test=false if the "
+            "model cannot answer a row of ones and empty strings.",
+            **error.detail,
+        ) from error
+
+
+def _model_path(served: ServedModel) -> str | None:
+    """The full checkpoint that serves; ``None`` where the library does not tell."""
+    try:
+        return decode_model_info(served.model_info())
+    except BridgeError as error:
+        logger("deeprec").warning("the version of the model is not known: %s", error)
+        return None
+
+
+def _version(path: str | None) -> int | None:
+    """The number behind the last ``-`` of a checkpoint's name."""
+    found = re.search(r"-(\d+)$", path or "")
+    return None if found is None else int(found[1])
+
+
+def _threads(config: Mapping[str, Any]) -> int:
+    return int(config["intra_op_parallelism_threads"])
+
+
+def _device(wanted: Device) -> Device:
+    """Where it runs: on a GPU if this process has one open. The library does not tell."""
+    if wanted.kind != "cuda":
+        return CPU
+    for link in Path("/proc/self/fd").iterdir():
+        try:
+            if re.fullmatch(r"/dev/nvidia\d+", os.readlink(link)):
+                return wanted
+        except OSError:
+            continue
+    return CPU

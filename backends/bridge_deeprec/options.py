@@ -457,4 +457,3 @@ class DeeprecOptions(Options):
                 "Give a higher number.",
             ),
         )
-

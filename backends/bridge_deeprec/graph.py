@@ -1,0 +1,368 @@
+"""Cutting the lookups out of a graph, with TensorFlow's own tools.
+
+The graph is parsed as a protobuf message, because TensorFlow does not know its operators,
+and imported only when they are gone. In the place of each lookup stands a placeholder of
+its rows, under the same name, so that nothing behind it changes. Variables are made anew
+with values of the checkpoint. What only orders operators (control inputs) is dropped:
+nothing that runs in a call changes anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bridge.errors import InvalidModel, UnsupportedModel
+from bridge.formats.tensorflow.graph import MetaGraph
+from bridge.signature import Signature
+from bridge_deeprec.lookup import Cut, Lookup
+from bridge_deeprec.operators import INITIALIZER
+from bridge_deeprec.steps import STEPS, Step, run
+
+__all__ = ["Graph", "Rows"]
+
+_HANDLES = ("VarHandleOp",)
+_REFERENCES = ("Variable", "VariableV2")
+_KEY = "serving_default"
+
+Read = Callable[[str], npt.NDArray[Any]]
+"""The value of a variable, by its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A lookup as the dense model sees it.
+
+    Attributes:
+        input: Name of the dense model's input that takes the rows.
+        table: The table that they come from.
+        ids: The tensor of their ids.
+        width: Numbers in a row.
+    """
+
+    input: str
+    table: str
+    ids: str
+    width: int
+
+
+class Graph:
+    """The graph of one signature, to be cut.
+
+    Args:
+        path: The ``saved_model.pb``.
+        graph: The same graph, as read without TensorFlow.
+        signature: What of it is wanted.
+        cut: Where its lookups are.
+        model: The model as errors name it.
+    """
+
+    def __init__(
+        self, path: Path, graph: MetaGraph, signature: Signature, cut: Cut, model: str
+    ) -> None:
+        from tensorflow.core.protobuf import saved_model_pb2
+
+        message = saved_model_pb2.SavedModel()
+        message.ParseFromString(path.read_bytes())
+        meta = next(one for one in message.meta_graphs if set(one.meta_info_def.tags) == graph.tags)
+        self._nodes = {node.name: node for node in meta.graph_def.node}
+        self._versions = meta.graph_def.versions
+        self._signature = signature
+        self._cut = cut
+        self._model = model
+        self.rows = tuple(
+            Rows(f"rows_{number}", one.table, one.ids, self._width(one))
+            for number, one in enumerate(cut.lookups)
+        )
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What is computed in front of the model."""
+        return tuple(self._step(self._nodes[name]) for name in self._cut.steps)
+
+    def default_rows(self) -> dict[str, npt.NDArray[np.float32] | None]:
+        """Rows of ids that a table does not hold, by table, as its initializer says.
+
+        ``None`` where that draws random numbers, which only the training had.
+        """
+        return {one.table: self._default_rows(one) for one in self._cut.lookups}
+
+    def write(self, target: Path, read: Read) -> Signature:
+        """Writes the dense model as a SavedModel.
+
+        Args:
+            target: Folder to make.
+            read: Called for each of its variables.
+
+        Returns:
+            Which of the inputs it still has, the rows among them, and the outputs.
+        """
+        import tensorflow as tf
+
+        kept = self._kept()
+        shapes = self._shapes()
+        definition = tf.compat.v1.GraphDef(versions=self._versions)
+        variables = []
+        for name in kept:
+            node = self._nodes[name]
+            if node.op in (*_HANDLES, *_REFERENCES):
+                variables.append(node)
+                continue
+            made = definition.node.add()
+            made.CopyFrom(node)
+            made.device = ""
+            del made.input[:]
+            made.input.extend(one for one in node.input if not one.startswith("^"))
+        for lookup, rows in zip(self._cut.lookups, self.rows, strict=True):
+            made = definition.node.add(name=lookup.node, op="Placeholder")
+            made.attr["dtype"].type = tf.float32.as_datatype_enum
+            made.attr["shape"].shape.CopyFrom(shapes[rows.ids].as_proto())
+        graph = tf.Graph()
+        with graph.as_default():
+            mapped, fed = self._variables(variables, read)
+            tf.import_graph_def(definition, input_map=mapped, name="")
+            inputs = {
+                spec.name: graph.get_tensor_by_name(spec.native_name)
+                for spec in self._signature.inputs
+                if (spec.native_name or "").partition(":")[0] in kept
+            }
+            for lookup, rows in zip(self._cut.lookups, self.rows, strict=True):
+                inputs[rows.input] = graph.get_tensor_by_name(f"{lookup.node}:0")
+            outputs = {
+                spec.name: graph.get_tensor_by_name(spec.native_name)
+                for spec in self._signature.outputs
+            }
+            _save(graph, target, inputs, outputs, fed)
+        return Signature(
+            tuple(spec for spec in self._signature.inputs if spec.name in inputs),
+            self._signature.outputs,
+        )
+
+    def _kept(self) -> list[str]:
+        """Nodes of the dense model apart from the rows, what others need first."""
+        rows = {one.node for one in self._cut.lookups}
+        order: dict[str, None] = {}
+        stack = [(spec.native_name or "").partition(":")[0] for spec in self._signature.outputs]
+        seen = set(stack)
+        while stack:
+            name = stack.pop()
+            if name in rows:
+                continue
+            order[name] = None
+            for one in self._nodes[name].input:
+                before = one.partition(":")[0]
+                if not one.startswith("^") and before not in seen:
+                    seen.add(before)
+                    stack.append(before)
+        return list(order)
+
+    def _shapes(self) -> dict[str, Any]:
+        """Shapes of the rows by the tensor of ids, as far as TensorFlow can tell them."""
+        import tensorflow as tf
+
+        fed = {(spec.native_name or "").partition(":")[0] for spec in self._signature.inputs}
+        definition = tf.compat.v1.GraphDef(versions=self._versions)
+        for name in [*self._cut.steps, *sorted(fed.difference(self._cut.steps))]:
+            definition.node.add().CopyFrom(self._nodes[name])
+        for node in definition.node:
+            node.device = ""
+            plain = [one for one in node.input if not one.startswith("^")]
+            del node.input[:]
+            node.input.extend(plain)
+        graph = tf.Graph()
+        with graph.as_default():
+            tf.import_graph_def(definition, name="")
+            return {
+                one.ids: graph.get_tensor_by_name(one.ids).shape.concatenate([one.width])
+                for one in self.rows
+            }
+
+    def _variables(
+        self, nodes: Sequence[Any], read: Read
+    ) -> tuple[dict[str, Any], dict[Any, dict[Any, npt.NDArray[Any]]]]:
+        """New variables: what stands for the old ones, and how each is filled."""
+        import tensorflow as tf
+
+        parts = _Parts(nodes, read, self._model)
+        mapped, fed = {}, {}
+        for number, node in enumerate(nodes):
+            value = parts.value(node)
+            source = tf.compat.v1.placeholder(value.dtype, value.shape)
+            made = tf.compat.v1.Variable(
+                source, trainable=False, use_resource=True, name=f"variable_{number}"
+            )
+            is_handle = node.op in _HANDLES
+            mapped[f"{node.name}:0"] = made.handle if is_handle else made.read_value()
+            fed[made] = {source: value}
+        return mapped, fed
+
+    def _width(self, lookup: Lookup) -> int:
+        """Numbers in a row, as the variable's handle says."""
+        sizes = [size.size for size in self._nodes[lookup.handle].attr["shape"].shape.dim]
+        if len(sizes) != 1 or sizes[0] < 1:
+            raise UnsupportedModel(
+                f"rows of '{lookup.table}' have the shape {tuple(sizes)}; wanted one dim.",
+                fix="Export the model with tables of vectors.",
+                model=self._model,
+                node=lookup.handle,
+            )
+        gather = self._nodes[lookup.gather]
+        if gather.attr["is_use_default_value_tensor"].b:
+            raise UnsupportedModel(
+                f"'{lookup.gather}' brings its own rows for absent ids, which is not done in "
+                "front of the model.",
+                fix="Export the model without default_value for its lookups.",
+                model=self._model,
+                node=lookup.gather,
+            )
+        return int(sizes[0])
+
+    def _default_rows(self, lookup: Lookup) -> npt.NDArray[np.float32] | None:
+        for node in self._nodes.values():
+            if node.op != INITIALIZER or list(node.input[:2]) != [lookup.handle] * 2:
+                continue
+            order = self._constant_steps(node.input[2])
+            if order is None:
+                return None
+            tensors = run([self._step(self._nodes[name]) for name in order], {})
+            name = node.input[2]
+            rows = tensors[name if ":" in name else f"{name}:0"]
+            return np.ascontiguousarray(rows.reshape(-1, self._width(lookup)), np.float32)
+        return None
+
+    def _constant_steps(self, tensor: str) -> list[str] | None:
+        """Steps to a tensor that needs no input; ``None`` where there are no such steps."""
+        order: list[str] = []
+        stack, opened = [tensor.partition(":")[0]], set[str]()
+        while stack:
+            name = stack[-1]
+            node = self._nodes.get(name)
+            if node is None or node.op not in STEPS:
+                return None
+            before = [one.partition(":")[0] for one in node.input if not one.startswith("^")]
+            if name in opened or not before:
+                stack.pop()
+                if name not in order:
+                    order.append(name)
+                continue
+            opened.add(name)
+            stack += [one for one in before if one not in order]
+        return order
+
+    def _step(self, node: Any) -> Step:
+        inputs = [one if ":" in one else f"{one}:0" for one in node.input if one[0] != "^"]
+        return Step(node.name, node.op, tuple(inputs), _attrs(node))
+
+
+class _Parts:
+    """Values of variables, those of partitioned ones cut from the whole."""
+
+    def __init__(self, nodes: Sequence[Any], read: Read, model: str) -> None:
+        self._read = read
+        self._model = model
+        self._sizes: dict[str, dict[int, tuple[int, ...]]] = {}
+        for node in nodes:
+            whole, number = _part(_variable(node))
+            if number is not None:
+                self._sizes.setdefault(whole, {})[number] = _shape(node)
+
+    def value(self, node: Any) -> npt.NDArray[Any]:
+        name, shape = _variable(node), _shape(node)
+        whole, number = _part(name)
+        try:
+            value = self._read(name)
+        except KeyError:
+            if number is None:
+                raise
+            value = self._cut(self._read(whole), whole, number)
+        if value.shape != shape:
+            raise InvalidModel(
+                f"variable '{name}' is {value.shape} in the checkpoint; the graph wants {shape}.",
+                fix="Use the checkpoint that was written with this model.",
+                model=self._model,
+                variable=name,
+            )
+        return value
+
+    def _cut(self, value: npt.NDArray[Any], whole: str, number: int) -> npt.NDArray[Any]:
+        """One part: parts lie one after the other along the dim in which they do not fill."""
+        sizes = self._sizes[whole]
+        mine = sizes[number]
+        axes = [axis for axis, size in enumerate(mine) if size != value.shape[axis]]
+        if not axes:
+            return value
+        start = sum(sizes[one][axes[0]] for one in sizes if one < number)
+        return value.take(range(start, start + mine[axes[0]]), axis=axes[0])
+
+
+def _variable(node: Any) -> str:
+    return node.attr["shared_name"].s.decode("utf-8", "replace") or str(node.name)
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    return tuple(size.size for size in node.attr["shape"].shape.dim)
+
+
+def _part(name: str) -> tuple[str, int | None]:
+    found = re.fullmatch(r"(.+)/part_(\d+)", name)
+    return (found[1], int(found[2])) if found else (name, None)
+
+
+def _save(
+    graph: Any,
+    target: Path,
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    fed: Mapping[Any, Mapping[Any, npt.NDArray[Any]]],
+) -> None:
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    describe = v1.saved_model.build_tensor_info
+    with v1.Session(graph=graph, config=v1.ConfigProto(device_count={"GPU": 0})) as session:
+        for variable, value in fed.items():
+            session.run(variable.initializer, value)
+        signature = v1.saved_model.build_signature_def(
+            {name: describe(tensor) for name, tensor in inputs.items()},
+            {name: describe(tensor) for name, tensor in outputs.items()},
+            v1.saved_model.signature_constants.PREDICT_METHOD_NAME,
+        )
+        builder = v1.saved_model.Builder(str(target))
+        builder.add_meta_graph_and_variables(
+            session, [v1.saved_model.tag_constants.SERVING], {_KEY: signature}
+        )
+        builder.save()
+
+
+def _attrs(node: Any) -> dict[str, Any]:
+    """What of a step's attributes numpy has to know."""
+    import tensorflow as tf
+
+    def kind(name: str) -> str:
+        return str(np.dtype(tf.as_dtype(node.attr[name].type).as_numpy_dtype).str)
+
+    if node.op == "Const":
+        value = tf.make_ndarray(node.attr["value"].tensor)
+        texts = value.dtype.hasobject
+        flat = [one.decode("utf-8") if texts else one for one in value.ravel().tolist()]
+        return {"value": flat, "dtype": value.dtype.str, "shape": list(value.shape)}
+    if node.op == "Cast":
+        return {"dtype": kind("DstT")}
+    if node.op in ("Shape", "Size"):
+        return {"dtype": kind("out_type")}
+    if node.op in ("Unique", "UniqueWithCounts"):
+        return {"dtype": kind("out_idx")}
+    if node.op == "Squeeze":
+        return {"axes": list(node.attr["squeeze_dims"].list.i)}
+    if node.op == "Pack":
+        return {"axis": int(node.attr["axis"].i)}
+    if node.op == "StridedSlice":
+        masks = ("begin_mask", "end_mask", "ellipsis_mask", "new_axis_mask", "shrink_axis_mask")
+        return {name: int(node.attr[name].i) for name in masks}
+    return {}

@@ -1,0 +1,98 @@
+"""One signature of a model in DeepRec's library, called with protobuf messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bridge.check import Arrays, Layout
+from bridge.dtypes import DType
+from bridge.errors import PredictError
+from bridge.predictor import Predictor, PredictorInfo
+from bridge.signature import Signature
+from bridge_deeprec.library import ServedModel
+from bridge_deeprec.request import decode_response, encode_request
+
+__all__ = ["ProcessorPredictor"]
+
+
+class ProcessorPredictor(Predictor):
+    """Answers calls of one signature.
+
+    The checks of the bridge come first, since the library ends its process for an unknown
+    name, and some builds for a shape that does not fit the number of values.
+
+    Args:
+        model: The model in the library.
+        signature: What users call its tensors; ``native_name`` is the tensor's own name.
+        key: Name of the signature.
+        uses_tensors: Requests name tensors, not keys of the signature.
+        info: What really runs.
+    """
+
+    layout = Layout.CONTIGUOUS
+
+    def __init__(
+        self,
+        model: ServedModel,
+        signature: Signature,
+        key: str,
+        uses_tensors: bool,
+        info: PredictorInfo,
+    ) -> None:
+        super().__init__(signature, info)
+        self._model: ServedModel | None = model
+        self._key = key
+        self.uses_tensors = uses_tensors
+        specs = (*signature.inputs, *signature.outputs)
+        self._names = {
+            spec.name: spec.native_name or spec.name if uses_tensors else spec.name
+            for spec in specs
+        }
+        self._specs = {spec.name: spec for spec in signature.outputs}
+
+    def _predict(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Arrays:
+        assert self._model is not None
+        names = self._names
+        request = encode_request(
+            self._key,
+            {names[name]: array for name, array in inputs.items()},
+            # Always named: with none, older builds compute nothing, newer ones everything.
+            [names[name] for name in outputs],
+        )
+        found = decode_response(self._model.process(request))
+        return {name: self._output(name, found) for name in outputs}
+
+    def _close(self) -> None:
+        self._model = None  # the library keeps it until the process ends
+
+    def _output(self, name: str, found: Arrays) -> Any:
+        spec = self._specs[name]
+        # Newer builds answer by key whatever was asked; older ones by the name asked for.
+        array = found.get(name)
+        if array is None:
+            array = found.get(self._names[name])
+        if array is None:
+            got = ", ".join(sorted(found)) or "nothing"
+            raise self._odd(f"output '{name}' is missing; it holds {got}", name)
+        kind = DType.of(array.dtype)
+        if spec.dtype is not None and kind is not spec.dtype:
+            raise self._odd(f"output '{name}' is {kind}; the model says {spec.dtype}", name)
+        if spec.shape is not None and (
+            len(spec.shape) != array.ndim
+            or any(
+                isinstance(want, int) and want != got
+                for want, got in zip(spec.shape, array.shape, strict=True)
+            )
+        ):
+            raise self._odd(
+                f"output '{name}' has shape {array.shape}; the model says {spec.shape_text}", name
+            )
+        return array
+
+    def _odd(self, what: str, output: str) -> PredictError:
+        return PredictError(
+            f"the answer of DeepRec's library does not fit the model: {what}.",
+            fix="The library may be of another version, or broken; try another build.",
+            output=output,
+        )
