@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -298,36 +299,62 @@ def test_a_score_that_is_no_number_is_a_difference(
     assert not found["onnx", "onnxruntime"] <= verification.LARGEST_DIFFERENCE
 
 
-@pytest.mark.usefixtures("short")
-@pytest.mark.parametrize("difference", [1.1e-5, math.nan])
-def test_verify_fails_where_scores_differ(
-    difference: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def one_arm(short: None, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], float]:
+    """What ``differences`` is to find in a model of one format, to be changed by the test."""
     pytest.importorskip("torch")
-    arms = ("onnxruntime", "openvino")
-    monkeypatch.setattr(verification, "FORMATS", ("onnx",))
-    monkeypatch.setattr(verification, "BACKENDS", {"onnx": arms})
-    monkeypatch.setattr(verification, "LEAST_AUC", 0.0)
-    found = dict.fromkeys([("onnx", one) for one in arms], 2e-7)
-    monkeypatch.setattr(verification, "differences", lambda *_: found)
-    assert verification.main(["fm", "--size", "small"]) == 0
-    found["onnx", "openvino"] = difference
-    assert verification.main(["fm", "--size", "small"]) == 1
-
-
-@pytest.mark.usefixtures("short")
-def test_verify_prints_a_row_and_fails_below_the_least_auc(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    found = {("onnx", "onnxruntime"): 2e-7}
     monkeypatch.setattr(verification, "FORMATS", ("onnx",))
     monkeypatch.setattr(verification, "BACKENDS", {"onnx": ("onnxruntime",)})
-    pytest.importorskip("torch")
-    monkeypatch.setattr(
-        verification,
-        "differences",
-        lambda *_: {("onnx", "onnxruntime"): 2e-7},
-    )
-    assert verification.main(["fm", "--size", "small"]) == 1  # three steps teach nothing
-    row = capsys.readouterr().out.splitlines()[2]
-    assert row.startswith("| fm | small | 0.084 | 14 | click 0.")
-    assert row.endswith("| 2.0e-07 |")
+    monkeypatch.setattr(verification, "HELD_OUT_ROWS", {"small": 2_500})
+    monkeypatch.setattr(verification, "differences", lambda *_: found)
+    return found
+
+
+def test_verify_fails_where_scores_differ(
+    one_arm: dict[tuple[str, str], float],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(verification, "LEAST_AUC", 0.0)
+    assert verification.main(["fm", "--size", "small"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("| fm | small | 0.084 | 14 | click 0.")
+    assert lines[2].endswith("| 2.0e-07 |")
+    assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|")
+    assert "numpy" in lines[4]
+    for difference in (1.1e-5, math.nan):
+        one_arm["onnx", "onnxruntime"] = difference
+        assert verification.main(["fm", "--size", "small"]) == 1
+
+
+def test_verify_fails_below_the_least_auc_and_writes_json(
+    one_arm: dict[tuple[str, str], float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_arm["onnx", "onnxruntime"] = math.inf
+    # three steps teach nothing
+    assert verification.main(["fm", "--size", "small", "--json"]) == 1
+    document = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    (record,) = document["models"]
+    assert record["differences"] == {"onnx": {"onnxruntime": None}}
+    assert record["is_sound"] is False
+    assert record["fresh_aucs"]["click"] != record["aucs"]["click"]
+    assert abs(record["fresh_ceilings"]["click"] - record["ceilings"]["click"]) < 0.05
+    assert "onnxruntime" in document["versions"]
+
+
+def test_verify_renews_its_table_in_a_page(
+    one_arm: dict[tuple[str, str], float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    with pytest.raises(SystemExit):
+        verification.main(["fm", "--into", str(page)])  # not there: nothing is trained for it
+    page.write_text("before\n<!-- equality -->\nold\n<!-- end equality -->\nafter\n")
+    verification.main(["fm", "--size", "small", "--into", str(page)])
+    written = page.read_text()
+    assert "old" not in written
+    assert written.startswith("before\n<!-- equality -->\n| model |")
+    assert written.endswith(".\n<!-- end equality -->\nafter\n")
+    with pytest.raises(SystemExit):
+        verification.main(["mmmoe"])
+    assert "Did you mean" in capsys.readouterr().err
