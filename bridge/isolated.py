@@ -92,7 +92,11 @@ class IsolatedPredictor(Predictor):
         self._finalizer = weakref.finalize(self, _abandon, supervisor, private, os.getpid())
         self._attach(
             self.info,
-            Capabilities(zero_rows=loaded.zero_rows, thread_safety=ThreadSafety.SHARED),
+            Capabilities(
+                zero_rows=loaded.zero_rows,
+                thread_safety=ThreadSafety.SHARED,
+                warm_calls=loaded.warm_calls,
+            ),
             (),
             None,
         )

@@ -48,6 +48,7 @@ class Loaded:
         rss_growth_bytes: Resident memory after loading less that before, at least 0.
         thread_safety: How its calls may come from threads.
         zero_rows: Whether it takes dims of size 0.
+        warm_calls: Calls that it needs before its times mean anything.
     """
 
     signature: Signature
@@ -56,6 +57,7 @@ class Loaded:
     rss_growth_bytes: int
     thread_safety: ThreadSafety
     zero_rows: bool
+    warm_calls: int = 0
 
 
 class Worker:
@@ -147,6 +149,7 @@ class Worker:
             rss_growth_bytes=int(answer["rss_growth_bytes"]),
             thread_safety=ThreadSafety[answer["thread_safety"]],
             zero_rows=bool(answer["zero_rows"]),
+            warm_calls=int(answer["warm_calls"]),
         )
 
     def convert(
@@ -297,6 +300,9 @@ class Worker:
     ) -> Slice:
         """Times calls of one slot over the sets of inputs kept under a key, in turn.
 
+        Before the first of a slot and key come the calls that ``Capabilities.warm_calls``
+        asks for, untimed.
+
         Args:
             calls: Number of calls to time.
             slot: The predictor.
@@ -330,6 +336,7 @@ class Worker:
             elapsed_ns=int(answer["elapsed_ns"]),
             cpu_ns=int(answer["cpu_ns"]),
             drift=None if found is None else float(found),
+            warmed=int(answer["warmed"]),
         )
 
     def null_call_ns(self, calls: int, *, timeout_s: float = 60.0) -> npt.NDArray[np.int64]:

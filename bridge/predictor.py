@@ -22,6 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -37,6 +38,7 @@ from bridge.errors import (
     PredictError,
     PredictorClosed,
     UnknownOutput,
+    UnsupportedModel,
     nearest,
     translate,
 )
@@ -190,6 +192,43 @@ class Predictor(ABC):
             if self._refusal is not None:
                 self._release()
 
+    def _update(self, source: Path) -> None:
+        """Takes over newer parameters; override where that can be done whole or not at all."""
+        raise UnsupportedModel(
+            f"the parameters of {self.info.model} cannot be renewed while it is loaded.",
+            fix="Load the newer model, and close this predictor once that one serves.",
+            model=self.info.model,
+        )
+
+    def update(self, source: str | os.PathLike[str]) -> None:
+        """Takes over newer parameters from a file or folder, without loading again; final.
+
+        Calls may run meanwhile. Each sees the parameters of before or those of after, whole:
+        what cannot be done so is refused. If it fails, those of before stay.
+
+        Args:
+            source: What holds them; the format of the model says what that may be.
+
+        Raises:
+            UnsupportedModel: This kind of predictor cannot do that.
+            ModelError: What is there does not fit, or cannot be read.
+            PredictorClosed, ForkedPredictor: This predictor cannot answer any more.
+        """
+        call = object()
+        try:
+            self._calls[call] = None  # a close meanwhile must wait, as in predict
+            if self._refusal is not None:
+                raise self._refusal()
+            self._update(Path(os.fsdecode(source)).absolute())
+        except BridgeError as error:
+            raise self._in_context(error)  # noqa: B904 - the same error, with more attributes
+        except Exception as error:
+            raise self._translated(error) from error
+        finally:
+            self._calls.pop(call, None)
+            if self._refusal is not None:
+                self._release()
+
     def bind(self, shapes: Mapping[str, Sequence[int]]) -> Bound:
         """Buffers of fixed shape and a call that works on them; see ``Bound``.
 
@@ -232,7 +271,8 @@ class Predictor(ABC):
         Args:
             inputs: Inputs to use, as they are; ``None`` makes zeros from the signature.
             batches: Numbers of rows to run, where ``inputs`` is ``None``. Each runs twice,
-                because profiling executors optimise on the second call.
+                because profiling executors optimise on the second call, and as often as
+                ``Capabilities.warm_calls`` of the backend says.
 
         Raises:
             InputError: The signature does not say enough to make inputs.
@@ -249,8 +289,8 @@ class Predictor(ABC):
                     model=self.info.model,
                 ) from error
         for run in runs:
-            self.predict(run)
-            self.predict(run)
+            for _ in range(max(2, self._capabilities.warm_calls)):
+                self.predict(run)
 
     def close(self) -> None:
         """Ends this predictor; running calls finish first, a second close does nothing."""

@@ -40,12 +40,14 @@ class Slice:
         drift: Largest ``|y - y0| / (1 + |y0|)`` between the outputs ``y`` of the last
             call and those kept for the same inputs, ``y0``; infinite where names,
             dtypes, shapes or what is not finite differ; ``None`` if none were kept.
+        warmed: Calls before them that ``Capabilities.warm_calls`` asked for; not timed.
     """
 
     ns: npt.NDArray[np.int64]
     elapsed_ns: int
     cpu_ns: int
     drift: float | None = None
+    warmed: int = 0
 
 
 def timed(

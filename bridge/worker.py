@@ -6,13 +6,13 @@ wrong. Requests, by their field ``do``:
 
 ``prepare``  backend -> rss_bytes, with the runtime imported
 ``load``     slot, model, backend, device, options, signature, trust, here -> signature,
-             info, load_s, rss_growth_bytes, thread_safety, zero_rows
+             info, load_s, rss_growth_bytes, thread_safety, zero_rows, warm_calls
 ``unload``   slot
 ``predict``  slot, outputs, with arrays -> arrays, call_s
 ``inputs``   key, names, with arrays: sets of inputs for ``measure``
 ``outputs``  slot, key -> calls_s; keeps the outputs of each set of inputs
-``measure``  slot, key, calls, discard, callers, split_rows, ... -> elapsed_ns, cpu_ns, drift
-             and the array ``ns``
+``measure``  slot, key, calls, discard, callers, split_rows, ... -> elapsed_ns, cpu_ns, drift,
+             warmed and the array ``ns``
 ``null``     calls -> array ``ns`` of calls that do nothing
 ``convert``  model, adapter, target, options, signature, trust -> facts
 ``lane``     slot, with ``Lane.descriptors`` waiting in the socket: serves a lane
@@ -67,6 +67,7 @@ class _Service:
         self._inputs: dict[str, list[Arrays]] = {}
         self._outputs: dict[tuple[int, str], list[Arrays]] = {}
         self._turns: dict[tuple[int, str], int] = {}
+        self._warm: set[tuple[int, str]] = set()
         self._measured: int | None = None
 
     def prepare(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
@@ -93,6 +94,7 @@ class _Service:
             "info": predictor.info.to_dict(),
             "thread_safety": claims.thread_safety.name,
             "zero_rows": claims.zero_rows,
+            "warm_calls": claims.warm_calls,
         }
         return answer, {}
 
@@ -103,6 +105,7 @@ class _Service:
             self._turns.pop(entry)
         for entry in [one for one in self._outputs if one[0] == slot]:
             self._outputs.pop(entry)
+        self._warm = {one for one in self._warm if one[0] != slot}
         if predictor is not None:
             predictor.close()
         return {}, {}
@@ -138,6 +141,7 @@ class _Service:
         slot, key, calls = request["slot"], request["key"], request["calls"]
         discard = request["discard"]
         variants = self._variants(key)
+        warmed = self._warmed(slot, key, variants)
         is_new, self._measured = slot != self._measured, slot
         found, last, variant = timed(
             self._call(request),
@@ -155,8 +159,20 @@ class _Service:
             "elapsed_ns": found.elapsed_ns,
             "cpu_ns": found.cpu_ns,
             "drift": None if kept is None else drift(last, kept[variant]),
+            "warmed": warmed,
         }
         return answer, {"ns": found.ns}
+
+    def _warmed(self, slot: int, key: str, variants: Sequence[Arrays]) -> int:
+        """Makes the calls that a predictor learns from, once; how many they were."""
+        predictor = self.predictor(slot)
+        calls = predictor._capabilities.warm_calls
+        if not calls or (slot, key) in self._warm:
+            return 0
+        self._warm.add((slot, key))
+        for turn in range(calls):
+            predictor.predict(variants[turn % len(variants)])
+        return calls
 
     def null(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
         found, _, _ = timed(null_call, [{}], request["calls"], discard=10)

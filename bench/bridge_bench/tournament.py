@@ -210,6 +210,7 @@ class Tournament:
         if trial.first_call_s is None:
             _, trial.first_call_s = self._crew.predict(entrant, heat.variants[0])
         found = self._crew.measure(entrant, heat.name, 3, discard=0)
+        warmed = found.warmed
         self._settle(trial, found.ns)
         more = math.ceil(SCREEN_S / trial.call_s) - 3
         if more > 0 and trial.call_s < SLOW_CALL_S:
@@ -218,7 +219,7 @@ class Tournament:
             )
             self._settle(trial, found.ns)
             trial.warmup_calls += len(found.ns)
-        trial.warmup_calls += 4
+        trial.warmup_calls += 4 + warmed
 
     def _warm(self, heat: Heat, entrant: Entrant) -> None:
         """Calls until three windows agree."""

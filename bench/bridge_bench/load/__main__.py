@@ -50,6 +50,7 @@ class _Service:
         self._answers = answers
         self._writing = threading.Lock()
         self._predict: Any = None
+        self._warm_calls = 0
         self._samples: list[Arrays] = []
 
     def answer(self, fields: dict[str, Any], arrays: Arrays) -> None:
@@ -92,6 +93,7 @@ class _Service:
                 trust=fields["trust"],
             )
         self._predict = predictor.predict
+        self._warm_calls = predictor._capabilities.warm_calls
         answer = {
             "load_s": perf_counter() - started,
             "warnings": [str(one.message) for one in caught if one.category is RecordWarning],
@@ -109,7 +111,9 @@ class _Service:
         return {"kept": len(self._samples)}, {}
 
     def _warm(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:
-        warmup: Warmup = Calls(self._predict, self._samples).warm(fields["least_s"])
+        warmup: Warmup = Calls(self._predict, self._samples).warm(
+            fields["least_s"], self._warm_calls
+        )
         return dataclasses.asdict(warmup), {}
 
     def _run(self, fields: dict[str, Any], arrays: Arrays) -> tuple[dict[str, Any], Arrays]:

@@ -102,16 +102,22 @@ class Calls:
             self._fail(self.error)
         self.completed += 1
 
-    def warm(self, least_s: float) -> Warmup:
+    def warm(self, least_s: float, least_calls: int = 0) -> Warmup:
         """Calls until it is stable, over all samples in turn; raises what a call raises.
 
         Args:
             least_s: Go on for so long at least.
+            least_calls: Calls before those that count, which the runtime learns from.
         """
         begun = perf_counter()
         turn = 0
         medians: list[float] = []
         first_call_s = 0.0
+        while turn < least_calls:
+            started = perf_counter_ns()
+            self._predict(self._samples[turn % len(self._samples)])
+            first_call_s = first_call_s or (perf_counter_ns() - started) / 1e9
+            turn += 1
         while True:
             window: list[int] = []
             window_begun = perf_counter()
@@ -122,8 +128,7 @@ class Calls:
                 self._predict(self._samples[turn % len(self._samples)])
                 window.append(perf_counter_ns() - started)
                 turn += 1
-            if not medians:
-                first_call_s = window[0] / 1e9
+            first_call_s = first_call_s or window[0] / 1e9
             medians.append(median(window) / 1e9)
             last = medians[-3:]
             is_stable = len(last) == 3 and max(last) <= STABLE_RATIO * min(last)
