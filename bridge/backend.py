@@ -146,6 +146,9 @@ class Backend(ABC):
             out unless it is named.
         always_isolated: Its runtime may end the process that it runs in, or cannot share one:
             ``bridge.load`` gives each predictor a process of its own, asked or not.
+        is_public: Anybody can install its runtime. What is converted from its formats is not
+            compared with the source where the runtime is missing and this is false, and the
+            proof says so.
     """
 
     name: ClassVar[str]
@@ -153,6 +156,7 @@ class Backend(ABC):
     device_kinds: ClassVar[tuple[str, ...]] = ("cpu",)
     is_oracle: ClassVar[bool] = False
     always_isolated: ClassVar[bool] = False
+    is_public: ClassVar[bool] = True
 
     @abstractmethod
     def probe(self) -> Availability:

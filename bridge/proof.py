@@ -139,6 +139,8 @@ def verify(
         return Proof(None, f"no backend can run {target} here"), None
     limit_s = timeout_s or _TIMEOUT_S
     native = source.format.native_backend
+    if _is_out_of_reach(native):
+        return Proof(None, f"{native}, which runs the source, is not here"), None
     signature, sets, wanted = _answers(source, native, inputs, limit_s)
     names = dict(renamed or {})
     given = [{names.get(name, name): array for name, array in one.items()} for one in sets]
@@ -232,6 +234,12 @@ def digest(inputs: Sequence[Arrays]) -> str:
                 repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
             )
     return found.hexdigest()
+
+
+def _is_out_of_reach(native: str) -> bool:
+    """Whether a backend is missing for good: there is nothing that everybody could install."""
+    backend = next((one for one in registry().backends if one.name == native), None)
+    return backend is not None and not backend.is_public and not backend.probe().installed
 
 
 def _answers(

@@ -61,6 +61,7 @@ class DeeprecBackend(Backend):
     options_type: ClassVar[type[Options]] = DeeprecOptions
     device_kinds = ("cpu", "cuda")
     always_isolated = True
+    is_public = False
 
     def probe(self) -> Availability:
         path = find()

@@ -114,11 +114,7 @@ class Graph:
             if node.op in (*_HANDLES, *_REFERENCES):
                 variables.append(node)
                 continue
-            made = definition.node.add()
-            made.CopyFrom(node)
-            made.device = ""
-            del made.input[:]
-            made.input.extend(one for one in node.input if not one.startswith("^"))
+            _add(definition, node)
         for lookup, rows in zip(self._cut.lookups, self.rows, strict=True):
             made = definition.node.add(name=lookup.node, op="Placeholder")
             made.attr["dtype"].type = tf.float32.as_datatype_enum
@@ -166,15 +162,17 @@ class Graph:
         """Shapes of the rows by the tensor of ids, as far as TensorFlow can tell them."""
         import tensorflow as tf
 
-        fed = {(spec.native_name or "").partition(":")[0] for spec in self._signature.inputs}
         definition = tf.compat.v1.GraphDef(versions=self._versions)
-        for name in [*self._cut.steps, *sorted(fed.difference(self._cut.steps))]:
-            definition.node.add().CopyFrom(self._nodes[name])
-        for node in definition.node:
-            node.device = ""
-            plain = [one for one in node.input if not one.startswith("^")]
-            del node.input[:]
-            node.input.extend(plain)
+        for name in self._cut.steps:
+            _add(definition, self._nodes[name])
+        for spec in self._signature.inputs:
+            made = definition.node.add(
+                name=(spec.native_name or "").partition(":")[0], op="Placeholder"
+            )
+            assert spec.dtype is not None  # one that has no counterpart was refused
+            made.attr["dtype"].type = tf.as_dtype(spec.dtype.numpy).as_datatype_enum
+            sizes = spec.shape and [size if isinstance(size, int) else None for size in spec.shape]
+            made.attr["shape"].shape.CopyFrom(tf.TensorShape(sizes).as_proto())
         graph = tf.Graph()
         with graph.as_default():
             tf.import_graph_def(definition, name="")
@@ -301,6 +299,16 @@ class _Parts:
         return value.take(range(start, start + mine[axes[0]]), axis=axes[0])
 
 
+def _add(definition: Any, node: Any) -> None:
+    """Adds a node as it is, but for its place and for what it is only ordered behind."""
+    made = definition.node.add()
+    made.CopyFrom(node)
+    made.device = ""
+    made.attr.pop("_class", None)  # the nodes that it has to share a device with
+    del made.input[:]
+    made.input.extend(one for one in node.input if not one.startswith("^"))
+
+
 def _variable(node: Any) -> str:
     return node.attr["shared_name"].s.decode("utf-8", "replace") or str(node.name)
 
@@ -345,7 +353,8 @@ def _attrs(node: Any) -> dict[str, Any]:
     import tensorflow as tf
 
     def kind(name: str) -> str:
-        return str(np.dtype(tf.as_dtype(node.attr[name].type).as_numpy_dtype).str)
+        code = node.attr[name].type or tf.int32.as_datatype_enum  # the default of all of them
+        return str(np.dtype(tf.as_dtype(code).as_numpy_dtype).str)
 
     if node.op == "Const":
         value = tf.make_ndarray(node.attr["value"].tensor)

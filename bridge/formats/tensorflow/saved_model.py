@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import ClassVar
 
 from bridge.errors import (
     InvalidModel,
@@ -37,12 +38,20 @@ class SavedModel(Format):
     Without trust a model passes only if every operator that can run is on the list of
     harmless ones; see ``reach`` for what can run. A list is no sandbox: TensorFlow itself
     reads hostile graphs with native code.
+
+    Attributes:
+        has_own_variables: The values of its variables are in the folder.
     """
 
     name = "saved_model"
     title = "SavedModel"
     native_backend = "tensorflow"
     has_signature_keys = True
+    has_own_variables: ClassVar[bool] = True
+
+    def admits(self, op: str) -> bool:
+        """Whether an operator that TensorFlow does not have may run without trust."""
+        return False
 
     def sniff(self, file: FileProbe) -> bool:
         return file.is_folder and not file.members.isdisjoint({_GRAPH, f"{_GRAPH}txt"})
@@ -79,7 +88,8 @@ class SavedModel(Format):
     def check(self, model: ModelRef) -> None:
         graph = self.graph(model)
         parts = set(_parts(model.file))
-        _check_variables(model, graph, parts)
+        if self.has_own_variables:
+            _check_variables(model, graph, parts)
         _check_assets(model, graph, parts)
         if not model.trust:
             self._check_operators(model, graph)
@@ -148,6 +158,7 @@ class SavedModel(Format):
                 *forbidden(graph, init, assets=set(graph.assets)),
                 *forbidden(graph, call),
             )
+            if not self.admits(item.node.op)
         }
         if not bad:
             return
