@@ -169,6 +169,9 @@ class IsolatedPredictor(Predictor):
             error.model = self.info.model  # the child knows its copy by another name
             raise
 
+    def _changed_details(self) -> Mapping[str, Any]:
+        return self._supervisor.details()
+
     def _close(self) -> None:
         self._supervisor.close()
         self._finalizer()

@@ -122,7 +122,12 @@ class Worker:
         What the slot held before is closed first.
 
         Args:
-            model, backend, device, options, signature, trust: See ``bridge.load``.
+            model: Path of the model.
+            backend: See ``bridge.load``.
+            device: See ``bridge.load``.
+            options: See ``bridge.load``.
+            signature: See ``bridge.load``.
+            trust: See ``bridge.load``.
             here: The child is the process that the predictor is to have for itself: load in
                 it also what ``bridge.load`` would give another one, but no record.
             slot: Where to keep it.
@@ -161,6 +166,7 @@ class Worker:
         options: Options | Mapping[str, Any] | Sequence[str] | None = None,
         signature: str | Signature | None = None,
         trust: bool = False,
+        samples: Arrays | None = None,
         timeout_s: float = 600.0,
     ) -> dict[str, Any]:
         """Converts a model, given by its path, in the child; as ``Adapter.convert``.
@@ -177,7 +183,9 @@ class Worker:
                 "options": _plain(options),
                 "signature": signature.to_dict() if isinstance(signature, Signature) else signature,
                 "trust": trust,
+                "has_samples": samples is not None,
             },
+            samples,
             timeout_s=timeout_s,
         )
         return dict(answer["facts"])
@@ -200,6 +208,11 @@ class Worker:
             {"do": "predict", "slot": slot, "outputs": names}, inputs, timeout_s=timeout_s
         )
         return results, float(answer["call_s"])
+
+    def details(self, *, slot: int = 0, timeout_s: float = 60.0) -> dict[str, Any]:
+        """``info.details`` of a slot's predictor, asked of its runtime anew."""
+        answer, _ = self._request({"do": "details", "slot": slot}, timeout_s=timeout_s)
+        return dict(answer["details"])
 
     def open_lane(self, *, slot: int = 0, timeout_s: float = 60.0) -> Lane:
         """A way to call a slot's predictor through shared memory.

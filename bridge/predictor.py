@@ -154,6 +154,10 @@ class Predictor(ABC):
         """A bound call over these buffers; override to use the runtime's own binding."""
         return Bound(self, inputs)
 
+    def _changed_details(self) -> Mapping[str, Any]:
+        """Entries of ``info.details`` that change while it serves; override where some do."""
+        return {}
+
     def predict(self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None) -> Arrays:
         """Answers one call; may be used from any thread.
 
@@ -254,6 +258,33 @@ class Predictor(ABC):
             bound = self._guarded(self._bind)(arrays)
             _alive.add(bound)
             return bound
+        except BridgeError as error:
+            raise self._in_context(error)  # noqa: B904 - the same error, with more attributes
+        except Exception as error:
+            raise self._translated(error) from error
+        finally:
+            self._calls.pop(call, None)
+            if self._refusal is not None:
+                self._release()
+
+    def refresh_info(self) -> PredictorInfo:
+        """Asks the runtime what has changed since, such as the version of an updated model.
+
+        Returns:
+            ``info``, renewed.
+
+        Raises:
+            PredictError: The runtime cannot tell.
+            PredictorClosed, ForkedPredictor: This predictor cannot answer any more.
+        """
+        call = object()
+        try:
+            self._calls[call] = None
+            if self._refusal is not None:
+                raise self._refusal()
+            changed = self._guarded(self._changed_details)()
+            self.info = dataclasses.replace(self.info, details={**self.info.details, **changed})
+            return self.info
         except BridgeError as error:
             raise self._in_context(error)  # noqa: B904 - the same error, with more attributes
         except Exception as error:

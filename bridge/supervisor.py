@@ -93,6 +93,11 @@ class _Shift:
         if self.end is not None:
             self._clear()
 
+    def details(self, timeout_s: float) -> dict[str, Any] | None:
+        """``info.details`` as the process tells them now; ``None`` if it has ended."""
+        with self._opening:
+            return None if self.end is not None else self.worker.details(timeout_s=timeout_s)
+
     def finish(self, end: WorkerDied) -> None:
         """Ends the process at once and wakes who waits."""
         self.end = end
@@ -213,6 +218,20 @@ class Supervisor:
                 raise self._died(shift) from error
             finally:
                 shift.give(lane)
+
+    def details(self) -> dict[str, Any]:
+        """``info.details`` as the child tells them now; errors as for ``call``."""
+        while True:
+            shift = self._shift
+            try:
+                found = shift.details(self._timeout_s)
+            except WorkerDied as error:
+                raise self._died(shift) from error
+            except PredictTimeout:
+                raise self._late(shift) from None
+            if found is not None:
+                return found
+            self._restart(shift)
 
     def close(self) -> None:
         """Ends the child politely; no call may be running."""

@@ -9,12 +9,14 @@ wrong. Requests, by their field ``do``:
              info, load_s, rss_growth_bytes, thread_safety, zero_rows, warm_calls
 ``unload``   slot
 ``predict``  slot, outputs, with arrays -> arrays, call_s
+``details``  slot -> details, asked of the runtime anew
 ``inputs``   key, names, with arrays: sets of inputs for ``measure``
 ``outputs``  slot, key -> calls_s; keeps the outputs of each set of inputs
 ``measure``  slot, key, calls, discard, callers, split_rows, ... -> elapsed_ns, cpu_ns, drift,
              warmed and the array ``ns``
 ``null``     calls -> array ``ns`` of calls that do nothing
-``convert``  model, adapter, target, options, signature, trust -> facts
+``convert``  model, adapter, target, options, signature, trust, has_samples and the samples
+             as arrays -> facts
 ``lane``     slot, with ``Lane.descriptors`` waiting in the socket: serves a lane
 ``memory``   reset_peak -> rss_bytes, peak_rss_bytes
 ``close``    ends the process
@@ -116,6 +118,9 @@ class _Service:
         results = predict(arrays, request["outputs"])
         return {"call_s": perf_counter() - started}, results
 
+    def details(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
+        return {"details": dict(self.predictor(request["slot"]).refresh_info().details)}, {}
+
     def inputs(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
         key = request["key"]
         self._inputs[key] = [
@@ -186,7 +191,12 @@ class _Service:
             trust=request["trust"],
         )
         adapter = registry().adapters.get(request["adapter"])
-        facts = adapter.convert(model, Path(request["target"]), options=request["options"])
+        facts = adapter.convert(
+            model,
+            Path(request["target"]),
+            options=request["options"],
+            samples=arrays if request["has_samples"] else None,
+        )
         return {"facts": json.loads(json.dumps(dict(facts), default=str))}, {}
 
     def lane(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
@@ -300,6 +310,7 @@ def main() -> int:
         "load": service.load,
         "unload": service.unload,
         "predict": service.predict,
+        "details": service.details,
         "inputs": service.inputs,
         "outputs": service.outputs,
         "measure": service.measure,

@@ -19,7 +19,6 @@ from bridge.device import CPU, Device, driver_devices
 from bridge.dtypes import DType
 from bridge.errors import (
     BackendUnavailable,
-    BridgeError,
     InvalidModel,
     ModelNotFound,
     OptionError,
@@ -31,12 +30,12 @@ from bridge.model import ModelRef
 from bridge.options import Options
 from bridge.predictor import Predictor, PredictorInfo
 from bridge.search import Pruned, combine
-from bridge.signature import Signature, TensorSpec, dim
+from bridge.signature import Signature, TensorSpec
 from bridge_deeprec.configuration import environment, model_config
 from bridge_deeprec.library import NAME, VARIABLE, Library, ServedModel, find
 from bridge_deeprec.options import DeeprecOptions
-from bridge_deeprec.predictor import ProcessorPredictor
-from bridge_deeprec.request import TYPES, decode_model_info
+from bridge_deeprec.predictor import ProcessorPredictor, version
+from bridge_deeprec.request import TYPES
 
 __all__ = ["DeeprecBackend"]
 
@@ -121,10 +120,9 @@ class DeeprecBackend(Backend):
         _check_folders(options)
         config = model_config(options, str(model.file), key)
         served = ServedModel(Library(path), json.dumps(config))
-        signature = _agreed(signature, served, path)
+        _check_agreement(signature, served, path)
         info = PredictorInfo(device=device, provider=NAME, threads=_threads(config))
         predictor = self._tested(served, signature, key, options, info, path)
-        full = _model_path(served)
         predictor.info = dataclasses.replace(
             info,
             device=_device(device),
@@ -133,8 +131,7 @@ class DeeprecBackend(Backend):
                 "library": str(path),
                 "signature_key": key,
                 "names": "tensor" if predictor.uses_tensors else "alias",
-                "model_path": full,
-                "full_version": _version(full),
+                **_told_version(served),
                 "self_test": options.self_test,
                 "atomic_full_update": True,
                 "atomic_delta_update": False,
@@ -240,8 +237,10 @@ def _check_folders(options: DeeprecOptions) -> None:
         )
 
 
-def _agreed(signature: Signature, served: ServedModel, path: Path) -> Signature:
-    """The signature as the library tells it, with names and types that only the file tells.
+def _check_agreement(signature: Signature, served: ServedModel, path: Path) -> None:
+    """Refuses a library that serves other tensors than those of the file.
+
+    The file tells more: names of tensors, all types, and whether a rank is known at all.
 
     Raises:
         BackendUnavailable: What the library tells cannot be read.
@@ -249,13 +248,10 @@ def _agreed(signature: Signature, served: ServedModel, path: Path) -> Signature:
     """
     text = served.process(b"")
     if not text:  # of a signature whose method is not TensorFlow's predict, it tells nothing
-        return signature
+        return
     try:
         told = json.loads(text)
-        sides = {
-            side: {str(one["name"]): [dim(size) for size in one["shape"]] for one in told[side]}
-            for side in ("inputs", "outputs")
-        }
+        sides = {side: {str(one["name"]) for one in told[side]} for side in ("inputs", "outputs")}
     except (ValueError, KeyError, TypeError) as error:
         raise BackendUnavailable(
             f"the library '{path}' describes its signature in a way that cannot be read: {error}.",
@@ -263,13 +259,12 @@ def _agreed(signature: Signature, served: ServedModel, path: Path) -> Signature:
             text=text[:1000].decode("utf-8", "replace"),
         ) from error
     for side, specs in (("inputs", signature.inputs), ("outputs", signature.outputs)):
-        if set(sides[side]) != {spec.name for spec in specs}:
+        if sides[side] != {spec.name for spec in specs}:
             raise InvalidModel(
                 f"the library serves {side} {', '.join(sorted(sides[side])) or 'none'}; the model "
                 f"has {', '.join(sorted(spec.name for spec in specs)) or 'none'}.",
                 fix="Check savedmodel_url and checkpoint_dir: they belong to another model.",
             )
-    return signature
 
 
 def _made_up(spec: TensorSpec) -> Any:
@@ -296,19 +291,12 @@ def _self_test(predictor: ProcessorPredictor, path: Path) -> None:
         ) from error
 
 
-def _model_path(served: ServedModel) -> str | None:
-    """The full checkpoint that serves; ``None`` where the library does not tell."""
+def _told_version(served: ServedModel) -> dict[str, Any]:
     try:
-        return decode_model_info(served.model_info())
-    except BridgeError as error:
+        return version(served)
+    except PredictError as error:  # it may serve all the same
         logger("deeprec").warning("the version of the model is not known: %s", error)
-        return None
-
-
-def _version(path: str | None) -> int | None:
-    """The number behind the last ``-`` of a checkpoint's name."""
-    found = re.search(r"-(\d+)$", path or "")
-    return None if found is None else int(found[1])
+        return {"model_path": None, "full_version": None}
 
 
 def _threads(config: Mapping[str, Any]) -> int:
@@ -321,7 +309,7 @@ def _device(wanted: Device) -> Device:
         return CPU
     for link in Path("/proc/self/fd").iterdir():
         try:
-            if re.fullmatch(r"/dev/nvidia\d+", os.readlink(link)):
+            if re.fullmatch(r"/dev/nvidia\d+", str(link.readlink())):
                 return wanted
         except OSError:
             continue

@@ -373,16 +373,20 @@ class DeeprecOptions(Options):
                 "redis-without-address",
                 is_redis and not (self.redis_url and self.redis_password_variable),
                 "redis_url",
-                f"feature_store_type={self.feature_store_type} needs redis_url and "
-                "redis_password_variable.",
+                (
+                    f"feature_store_type={self.feature_store_type} needs redis_url and "
+                    "redis_password_variable."
+                ),
                 "Give both.",
             ),
             (
                 "remote-without-address",
                 is_remote and not all(self.model_store_type in url for url in remote),
                 "savedmodel_url",
-                f"model_store_type={self.model_store_type} needs savedmodel_url and "
-                f"checkpoint_url, both with {self.model_store_type} in them.",
+                (
+                    f"model_store_type={self.model_store_type} needs savedmodel_url and "
+                    f"checkpoint_url, both with {self.model_store_type} in them."
+                ),
                 f"Give for example savedmodel_url={self.model_store_type}://bucket/model.",
             ),
             (
@@ -390,8 +394,10 @@ class DeeprecOptions(Options):
                 self.model_store_type == "oss"
                 and not (self.oss_endpoint and self.oss_access_id and self.oss_access_key_variable),
                 "oss_endpoint",
-                "model_store_type=oss needs oss_endpoint, oss_access_id and "
-                "oss_access_key_variable.",
+                (
+                    "model_store_type=oss needs oss_endpoint, oss_access_id and "
+                    "oss_access_key_variable."
+                ),
                 "Give all three.",
             ),
             (
@@ -435,8 +441,10 @@ class DeeprecOptions(Options):
                 "timeline-incomplete",
                 any(one is not None for one in timeline) and None in timeline,
                 "timeline_path",
-                "of timeline_start_step, timeline_interval_step, timeline_trace_count and "
-                "timeline_path some are missing; the library then traces nothing.",
+                (
+                    "of timeline_start_step, timeline_interval_step, timeline_trace_count and "
+                    "timeline_path some are missing; the library then traces nothing."
+                ),
                 "Give all four.",
             ),
             (
@@ -452,8 +460,10 @@ class DeeprecOptions(Options):
                 "statistics-never-end",
                 end <= begin,
                 "stop_node_stats_step",
-                f"stop_node_stats_step={end} is not above start_node_stats_step={begin}, so that "
-                "nothing is timed.",
+                (
+                    f"stop_node_stats_step={end} is not above start_node_stats_step={begin}, so "
+                    "that nothing is timed."
+                ),
                 "Give a higher number.",
             ),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,22 @@ from bridge.errors import PredictError
 from bridge.predictor import Predictor, PredictorInfo
 from bridge.signature import Signature
 from bridge_deeprec.library import ServedModel
-from bridge_deeprec.request import decode_response, encode_request
+from bridge_deeprec.request import decode_model_info, decode_response, encode_request
 
-__all__ = ["ProcessorPredictor"]
+__all__ = ["ProcessorPredictor", "version"]
+
+
+def version(model: ServedModel) -> dict[str, Any]:
+    """``model_path`` and ``full_version`` of what serves now, for ``info.details``.
+
+    The library says nothing of deltas: that one was applied, it cannot tell.
+
+    Raises:
+        PredictError: The library does not tell.
+    """
+    path = decode_model_info(model.model_info())
+    number = re.search(r"-(\d+)$", path)
+    return {"model_path": path, "full_version": None if number is None else int(number[1])}
 
 
 class ProcessorPredictor(Predictor):
@@ -62,6 +76,10 @@ class ProcessorPredictor(Predictor):
         )
         found = decode_response(self._model.process(request))
         return {name: self._output(name, found) for name in outputs}
+
+    def _changed_details(self) -> Mapping[str, Any]:
+        assert self._model is not None
+        return version(self._model)
 
     def _close(self) -> None:
         self._model = None  # the library keeps it until the process ends
