@@ -7,7 +7,7 @@ ZOO := $(VENV)/zoo
 NMP := $(MODELS)/basic_pitch/saved_models/icassp_2022
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-fresh test-wheel conform conformance-data parity matrix check format overhead gains gpu-check selection clean
+.PHONY: help demo test test-fresh test-wheel conform conformance-data parity matrix check format overhead gains gpu-check selection zoo clean
 
 help:
 	@echo "make demo        the fastest way to run a real model here, chosen by measurement (minutes at first)"
@@ -22,6 +22,7 @@ help:
 	@echo "make gains       what each option gains on the ranker; renews docs/options.md"
 	@echo "make depth       the bridge against native calls on real models, shared CPUs, memory: docs/depth.md"
 	@echo "make selection   how often selections are right, and what they cost: the tables of docs/selection-results.md"
+	@echo "make zoo         trains the ranking models, holds every format to numpy; the table of docs/zoo.md"
 	@echo "make gpu-check   tests and figures on this machine's GPU: docs/verified-hardware.md (PYTHON=python3: offline)"
 	@echo "make clean       remove .venv and what was built"
 
@@ -93,6 +94,10 @@ selection: $(VENV)/.dev $(VENV)/.models
 	$(BIN)/bridge select $(ZOO)/ranker.onnx --tier half --batch-mix $(ZOO)/mix.json \
 	    --option onnxruntime.spinning=false -o $(ZOO)/half --force
 	$(BIN)/python -m bridge_bench.trace $(ZOO)/half --calls 200
+
+# About five minutes, and ten more where nothing is trained yet.
+zoo: $(VENV)/.dev
+	$(BIN)/python -m bridge_zoo verify --into docs/zoo.md
 
 # With PYTHON named on the command line, that Python's own packages are used, and nothing is
 # installed or fetched; WHEELS names a folder with wheels of what it lacks.
