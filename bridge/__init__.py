@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bridge.adapter import Adapter
+    from bridge.adapter import Adapter, CalibratedAdapter
     from bridge.backend import Availability, Backend, Refusal, find_runtime
     from bridge.binding import Bound
     from bridge.capabilities import Capabilities, ThreadSafety
@@ -41,6 +41,7 @@ _HOMES = {
     "Bound": "binding",
     "BridgeError": "errors",
     "CPU": "device",
+    "CalibratedAdapter": "adapter",
     "Capabilities": "capabilities",
     "DType": "dtypes",
     "Device": "device",
@@ -77,6 +78,7 @@ __all__ = [
     "Backend",
     "Bound",
     "BridgeError",
+    "CalibratedAdapter",
     "Capabilities",
     "DType",
     "Device",

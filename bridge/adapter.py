@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from bridge import calibration
 from bridge.backend import Availability, Refusal
+from bridge.check import Arrays
 from bridge.errors import (
     BackendUnavailable,
     BridgeError,
     ConversionError,
     ErrorRule,
+    OptionError,
     UnsupportedModel,
     UntrustedModel,
     translate,
@@ -25,7 +28,10 @@ from bridge.logs import logger, native_output
 from bridge.model import ModelRef
 from bridge.options import Options
 
-__all__ = ["Adapter", "copy_model", "require_place"]
+__all__ = ["PRECISIONS", "Adapter", "CalibratedAdapter", "copy_model", "require_place"]
+
+PRECISIONS: Mapping[str, str] = {"float16": "half", "bfloat16": "half", "int8": "int8"}
+"""What an adapter may reduce numbers to, with the tier that this belongs to."""
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
@@ -41,7 +47,13 @@ class Adapter(ABC):
         distributions: Those that do the work; a kept result depends on their versions.
         needs_trust: Converting a model may run code that is in it.
         makes_code: The result is native code, which is loaded only where it is trusted.
+        reads_live: It takes live objects, in the process that holds them, and writes them down.
         timeout_s: How long a conversion may take where the caller does not say.
+        precision: What the result holds or computes numbers in, one of ``PRECISIONS``, where
+            that is less than in the source; ``None`` where results are the source's. No route
+            takes an adapter that has one unless it is named, or its tier is admitted.
+        pays_on: Kinds of device on which a reduced precision may be worth measuring;
+            ``None`` for all.
     """
 
     name: ClassVar[str]
@@ -51,7 +63,15 @@ class Adapter(ABC):
     distributions: ClassVar[tuple[str, ...]] = ()
     needs_trust: ClassVar[bool] = False
     makes_code: ClassVar[bool] = False
+    reads_live: ClassVar[bool] = False
     timeout_s: ClassVar[float] = 600.0
+    precision: ClassVar[str | None] = None
+    pays_on: ClassVar[frozenset[str] | None] = None
+
+    @property
+    def tier(self) -> str:
+        """Precision tier of what it makes: ``strict``, ``half`` or ``int8``."""
+        return "strict" if self.precision is None else PRECISIONS[self.precision]
 
     @abstractmethod
     def probe(self) -> Availability:
@@ -109,10 +129,19 @@ class Adapter(ABC):
         target: Path,
         *,
         options: Options | Mapping[str, Any] | Sequence[str] | None = None,
+        samples: Arrays | None = None,
     ) -> Mapping[str, Any]:
         """Converts a model; final. The target appears whole or not at all.
 
+        Args:
+            model: The model.
+            target: Path to write to.
+            options: As ``options_type.make`` takes them.
+            samples: Recorded inputs, for a ``CalibratedAdapter``; others take none.
+
         Raises:
+            OptionError: An option is wrong, or samples are missing or not wanted.
+            InputError: The samples do not fit the model; see ``bridge.calibration``.
             BackendUnavailable: The converter is not installed.
             UnsupportedModel: It does not read this format, or an operator.
             UntrustedModel: Converting may run code of the model, which is not trusted.
@@ -134,7 +163,7 @@ class Adapter(ABC):
         work = _workplace(target, model.name)
         try:
             with native_output(logger(self.name)):
-                facts = self._convert(model, work / target.name, chosen)
+                facts = self._run(model, work / target.name, chosen, samples)
             _move(work, target)
             return facts
         except BridgeError as error:
@@ -149,6 +178,50 @@ class Adapter(ABC):
             ) from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+    def _run(
+        self, model: ModelRef, target: Path, options: Any, samples: Arrays | None
+    ) -> Mapping[str, Any]:
+        if samples is not None:
+            raise OptionError(
+                f"adapter '{self.name}' looks at no samples.",
+                fix="Leave them out.",
+                option="samples",
+            )
+        return self._convert(model, target, options)
+
+
+class CalibratedAdapter(Adapter):
+    """A conversion that looks at recorded inputs, such as for the ranges of numbers."""
+
+    @abstractmethod
+    def _calibrate(
+        self, model: ModelRef, target: Path, options: Any, samples: Arrays
+    ) -> Mapping[str, Any]:
+        """As ``_convert``, which is not written then; written by the author.
+
+        The samples are arrays of all required inputs, of equally many rows where they have
+        rows, and finite.
+        """
+
+    def _convert(self, model: ModelRef, target: Path, options: Any) -> Mapping[str, Any]:
+        raise self.missing_samples()
+
+    def missing_samples(self) -> OptionError:
+        """What to raise where there are none."""
+        return OptionError(
+            f"adapter '{self.name}' is calibrated by recorded inputs, and there are none.",
+            fix="Pass some hundred typical rows: samples=, or --samples rows.npz.",
+            option="samples",
+        )
+
+    def _run(
+        self, model: ModelRef, target: Path, options: Any, samples: Arrays | None
+    ) -> Mapping[str, Any]:
+        if samples is None:
+            raise self.missing_samples()
+        calibration.check(model, samples)
+        return self._calibrate(model, target, options, samples)
 
 
 def require_place(target: Path) -> None:

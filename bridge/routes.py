@@ -3,7 +3,8 @@
 They are found by search, so that an adapter of any plugin becomes part of them. The
 shortest come first, no format comes twice, and what cannot be used is listed with its
 reason. Adapters that write the format that they read are used only where they are named,
-or where that format itself is asked for.
+or where that format itself is asked for; those that reduce precision only where they are
+named, or where the caller admits their tier.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from bridge.adapter import Adapter
+from bridge import calibration
+from bridge.adapter import Adapter, CalibratedAdapter
 from bridge.backend import Backend
+from bridge.check import Arrays
 from bridge.device import Device
-from bridge.errors import BackendNotFound, UnsupportedModel, nearest
+from bridge.errors import BackendNotFound, OptionError, UnsupportedModel, nearest
 from bridge.model import ModelRef
+from bridge.options import TIERS
 from bridge.registry import registry
 
 __all__ = [
@@ -24,6 +28,8 @@ __all__ = [
     "find_routes",
     "held_format",
     "named_route",
+    "precision_of",
+    "require_samples",
     "require_target",
     "runners",
 ]
@@ -64,9 +70,19 @@ class Route:
         """Whether the result is native code."""
         return self.adapters[-1].makes_code
 
+    @property
+    def precision(self) -> str | None:
+        """What the result computes in where that is less than in the model; else ``None``."""
+        most = max(self.adapters, key=lambda one: TIERS.index(one.tier))
+        return most.precision
+
 
 def find_routes(
-    model: ModelRef, target: str | None = None, *, max_steps: int = MAX_STEPS
+    model: ModelRef,
+    target: str | None = None,
+    *,
+    max_steps: int = MAX_STEPS,
+    tier: str = "strict",
 ) -> tuple[Route, ...]:
     """All routes from a model, those that are possible first, then by length and names.
 
@@ -75,11 +91,14 @@ def find_routes(
         target: Name of the format to reach, or that of the model inside a composite, so that
             a composite is reached as well; ``None`` for every format there is a way to.
         max_steps: Most conversions of one route.
+        tier: Most reduced precision that adapters may write, one of ``TIERS``.
     """
+    admitted = TIERS[: TIERS.index(tier) + 1]
+    adapters = [one for one in registry().adapters if one.tier in admitted]
     found = [
-        _judged(model, adapters)
-        for adapters in _paths(model.format.name, target, max_steps)
-        if target is None or _arrives(adapters[-1], target)
+        _judged(model, chain)
+        for chain in _paths(model.format.name, target, max_steps, adapters)
+        if target is None or _arrives(chain[-1], target)
     ]
     ranked = sorted(found, key=lambda one: (one.status != "possible", len(one.adapters), one.name))
     return tuple(ranked)
@@ -106,6 +125,12 @@ def named_route(model: ModelRef, names: Sequence[str]) -> Route:
     return _judged(model, adapters)
 
 
+def precision_of(route: str) -> str | None:
+    """Precision of what a route makes, told by its name; see ``Route.precision``."""
+    adapters = tuple(registry().adapters.get(name) for name in route.split("+"))
+    return Route(adapters).precision
+
+
 def require_target(target: str) -> None:
     """Raises ``BackendNotFound`` if no adapter writes a format of this name."""
     targets = {adapter.target for adapter in registry().adapters}
@@ -120,6 +145,32 @@ def require_target(target: str) -> None:
     if targets and "Valid are" not in fix:
         fix += f" Adapters write: {listed}."
     raise BackendNotFound(message, fix=fix, name=target, valid=sorted(targets))
+
+
+def require_samples(model: ModelRef, routes: Sequence[Route], samples: Arrays | None) -> None:
+    """Whether there are samples where routes need some, and whether they fit the model.
+
+    Args:
+        model: What is converted.
+        routes: The routes that may be tried, at least one.
+        samples: Recorded inputs, or ``None``.
+
+    Raises:
+        OptionError: The only route needs samples and there are none, or none looks at them.
+        InputError: They do not fit; see ``bridge.calibration``.
+    """
+    eager = [one for way in routes for one in way.adapters if isinstance(one, CalibratedAdapter)]
+    if samples is None:
+        if eager and len(routes) == 1:
+            raise eager[0].missing_samples()
+        return
+    if not eager:
+        raise OptionError(
+            f"there are samples, and no adapter of {routes[0].name} looks at any.",
+            fix="Leave them out, or name a route with an adapter that is calibrated.",
+            option="samples",
+        )
+    calibration.check(model, samples)
 
 
 def held_format(name: str) -> str:
@@ -146,9 +197,10 @@ def runners(format_name: str) -> tuple[Backend, ...]:
     )
 
 
-def _paths(source: str, target: str | None, max_steps: int) -> Iterator[tuple[Adapter, ...]]:
+def _paths(
+    source: str, target: str | None, max_steps: int, adapters: Sequence[Adapter]
+) -> Iterator[tuple[Adapter, ...]]:
     """Chains of adapters in which no format comes twice, the shortest first."""
-    adapters = list(registry().adapters)
     if target == source:  # an optimiser, asked for by its format
         yield from ((one,) for one in adapters if source in one.sources and one.target == source)
         return
