@@ -47,8 +47,11 @@ Source: STOP_NODE_STATS_STEP of DeepRec's page ``Executor-Optimization``.
 
 _DEFAULT_KEY = "serving_default"
 _OTHERS = ("tensorflow", "torch", "onnxruntime", "openvino", "google.protobuf")
-# What TensorFlow 1.15 says of a name that a graph does not have: ``subgraph.cc``.
-_UNKNOWN_NAME = re.compile(r"unable to find|not found|not exist", re.IGNORECASE)
+# What TensorFlow 1.15 says of a name that a graph does not have: ``subgraph.cc`` and
+# ``direct_session.cc``. Nothing less certain, since a wrong guess ends the process.
+_UNKNOWN_NAME = re.compile(
+    "unable to find feed output|FetchOutputs node|specified in either feed_devices"
+)
 # Complex inputs: the code that reads them writes beyond the tensor (``util.cc``).
 _DTYPES = frozenset(TYPES) - {DType.COMPLEX64, DType.COMPLEX128}
 
@@ -130,7 +133,7 @@ class DeeprecBackend(Backend):
             details={
                 "library": str(path),
                 "signature_key": key,
-                "names": "tensor" if predictor.uses_tensors else "alias",
+                "names": predictor.names,
                 **_told_version(served),
                 "self_test": options.self_test,
                 "atomic_full_update": True,
@@ -167,26 +170,24 @@ class DeeprecBackend(Backend):
         path: Path,
     ) -> ProcessorPredictor:
         """The predictor that answers a made-up request, with the names that it takes."""
-
-        def made(uses_tensors: bool) -> ProcessorPredictor:
-            return ProcessorPredictor(served, signature, key, uses_tensors, info)
-
-        if options.names != "auto":
-            found = made(options.names == "tensor")
-            if options.self_test:
-                _self_test(found, path)
-            return found
         # Keys first: older builds answer them with an error, while newer ones end the process
         # for the name of a tensor.
-        found = made(False)
-        try:
-            _self_test(found, path)
-        except BackendUnavailable as error:
-            if _UNKNOWN_NAME.search(str(error.detail.get("native_error", ""))):
-                found = made(True)
-                _self_test(found, path)
-            elif options.self_test:
-                raise
+        names = "alias" if options.names == "auto" else options.names
+        found = ProcessorPredictor(served, signature, key, names, info)
+        error = None
+        if options.self_test or options.names == "auto":
+            error = _self_test(found)
+        if options.names == "auto" and error is not None and _UNKNOWN_NAME.search(str(error)):
+            found = ProcessorPredictor(served, signature, key, "tensor", info)
+            error = _self_test(found)
+        if error is not None and options.self_test:
+            raise BackendUnavailable(
+                f"the library '{path}' does not answer a made-up row of this model: "
+                f"{error.message}",
+                fix="Some builds cannot read requests: try another one, or self_test=false if the "
+                "model cannot answer a row of ones and empty strings.",
+                **error.detail,
+            ) from error
         return found
 
 
@@ -276,19 +277,15 @@ def _made_up(spec: TensorSpec) -> Any:
     return np.ones(shape, spec.dtype.numpy)
 
 
-def _self_test(predictor: ProcessorPredictor, path: Path) -> None:
-    """Raises ``BackendUnavailable`` where a made-up row is not answered as it should be."""
+def _self_test(predictor: ProcessorPredictor) -> PredictError | None:
+    """What is wrong with the answer to a made-up row; ``None`` if it is as it should be."""
     signature = predictor.signature
     inputs = {spec.name: _made_up(spec) for spec in signature.inputs}
     try:
         predictor._predict(inputs, signature.output_names)
     except PredictError as error:
-        raise BackendUnavailable(
-            f"the library '{path}' does not answer a made-up row of this model: {error.message}",
-            fix="Some builds cannot read requests: try another one, or self_test=false if the "
-            "model cannot answer a row of ones and empty strings.",
-            **error.detail,
-        ) from error
+        return error
+    return None
 
 
 def _told_version(served: ServedModel) -> dict[str, Any]:

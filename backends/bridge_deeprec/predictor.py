@@ -40,7 +40,7 @@ class ProcessorPredictor(Predictor):
         model: The model in the library.
         signature: What users call its tensors; ``native_name`` is the tensor's own name.
         key: Name of the signature.
-        uses_tensors: Requests name tensors, not keys of the signature.
+        names: What requests name: ``alias``, keys of the signature, or ``tensor``.
         info: What really runs.
     """
 
@@ -51,16 +51,16 @@ class ProcessorPredictor(Predictor):
         model: ServedModel,
         signature: Signature,
         key: str,
-        uses_tensors: bool,
+        names: str,
         info: PredictorInfo,
     ) -> None:
         super().__init__(signature, info)
         self._model: ServedModel | None = model
         self._key = key
-        self.uses_tensors = uses_tensors
+        self.names = names
         specs = (*signature.inputs, *signature.outputs)
         self._names = {
-            spec.name: spec.native_name or spec.name if uses_tensors else spec.name
+            spec.name: (spec.native_name if names == "tensor" else None) or spec.name
             for spec in specs
         }
         self._specs = {spec.name: spec for spec in signature.outputs}
