@@ -37,6 +37,7 @@ from bridge.errors import (
     WorkerDied,
 )
 from bridge.isolation import Worker
+from bridge.live import written
 from bridge.loading import open_model
 from bridge.model import ModelRef
 from bridge.options import Options
@@ -118,22 +119,26 @@ def convert(
     name: str | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Converted:
-    """Converts a model on disk to another format.
+    """Converts a model to another format.
 
-    Routes are tried in order, the shortest first, until one succeeds.
+    Routes are tried in order, the shortest first, until one succeeds. Live torch modules
+    are exported first, in this process, with the dims that the signature or the inputs
+    leave open; the result is compared with the live module as well.
 
     Args:
-        model: Path of the model.
+        model: Path of the model, or a live ``torch.nn.Module`` or ``ExportedProgram``.
         target: Name of the format to write; for models that need a composite around it, such
             as tables, that is what is written.
         route: Names of the adapters to use, in order; ``None`` tries every route.
         options: Options by name of the adapter.
         signature: Which of a SavedModel's signatures to convert, or a whole ``Signature``
-            for formats that hold none (TorchScript).
+            for formats that hold none (TorchScript, live modules).
         trust: The model may run code of its own.
         verify: Run the result beside its source. Where no backend here can run it (an
             engine without its GPU), the proof says so instead.
         inputs: Sets of inputs to verify with; ``None`` makes some up, see ``bridge.proof``.
+            For a live module they also say what goes in, where no signature is stated: see
+            ``bridge.live.signature_of_inputs``.
         tolerance: ``(atol, rtol)`` of floats; ``None`` is that of the strict gate. Other
             values have to be equal.
         timeout_s: Longest time of one conversion, and of verifying; ``None`` leaves it to
@@ -161,7 +166,22 @@ def convert(
             name=name,
         )
     found = open_model(model, signature=signature, trust=trust)
-    source = found.file  # live objects cannot go to another process
+    if found.live is not None:  # an object cannot go to another process
+        with written(found, inputs, verify=verify, tolerance=tolerance or proof.STRICT) as path:
+            return convert(
+                path,
+                target,
+                route=route,
+                options=options,
+                trust=True,  # it runs here already
+                verify=verify,
+                inputs=inputs,
+                tolerance=tolerance,
+                timeout_s=timeout_s,
+                name=name,
+                tell=tell,
+            )
+    source = found.file
     require_target(target)
     ways = (named_route(found, route),) if route else find_routes(found, target)
     if not ways:

@@ -38,7 +38,16 @@ from bridge.registry import registry
 from bridge.routes import held_format, runners
 from bridge.signature import Signature
 
-__all__ = ["STRICT", "Difference", "Proof", "digest", "find_runner", "generated", "verify"]
+__all__ = [
+    "STRICT",
+    "Difference",
+    "Proof",
+    "difference",
+    "digest",
+    "find_runner",
+    "generated",
+    "verify",
+]
 
 STRICT = (1e-5, 1e-4)
 """``(atol, rtol)``: float32 sums in another order, over some thousand terms."""
@@ -168,7 +177,7 @@ def verify(
             **error.detail,
         ) from error
     differences = [
-        _difference(spec.name, names.get(spec.name, spec.name), wanted, results, tolerance)
+        difference(spec.name, names.get(spec.name, spec.name), wanted, results, tolerance)
         for spec in signature.outputs
     ]
     found = Proof(
@@ -321,13 +330,25 @@ def _drawn(
     return np.asarray(numbers).astype(dtype.numpy)
 
 
-def _difference(
+def difference(
     name: str,
     other: str,
     wanted: Sequence[Arrays],
     results: Sequence[Arrays],
     tolerance: tuple[float, float],
 ) -> Difference:
+    """The worst difference of one output over some calls.
+
+    Args:
+        name: Its name in the source.
+        other: Its name in the result.
+        wanted: What the source answers, call by call.
+        results: What the result answers.
+        tolerance: ``(atol, rtol)`` of floats.
+
+    Raises:
+        ConversionError: The result lacks it, or has it in another dtype or shape.
+    """
     worst = Difference(name, 0.0, 0.0)
     for right, made in zip(wanted, results, strict=True):
         if other not in made:

@@ -14,6 +14,7 @@ from bridge_convert.keras import KerasToSavedModel
 from bridge_convert.openvino_ir import OnnxToIr, SavedModelToIr
 from bridge_convert.saved_model import SavedModelToOnnx
 from bridge_convert.slim import OnnxSlim
+from bridge_convert.torch_module import TorchToExportedProgram
 from bridge_convert.torchscript import TorchscriptToIr, TorchscriptToOnnx
 
 __all__ = ["register_adapters"]
@@ -28,6 +29,7 @@ def register_adapters(register: Callable[[bridge.Adapter], None]) -> None:
         KerasToSavedModel(),
         TorchscriptToOnnx(),
         TorchscriptToIr(),
+        TorchToExportedProgram(),
         ExportedProgramToOnnx(),
         ExportedProgramToIr(),
         ExportedProgramToAotInductor(),
