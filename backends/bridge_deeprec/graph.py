@@ -10,7 +10,7 @@ nothing that runs in a call changes anything.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from bridge.errors import InvalidModel, UnsupportedModel
 from bridge.formats.tensorflow.graph import MetaGraph
 from bridge.signature import Signature
+from bridge_deeprec.checkpoint import Checkpoint
 from bridge_deeprec.lookup import Cut, Lookup
 from bridge_deeprec.operators import INITIALIZER
 from bridge_deeprec.steps import STEPS, Step, run
@@ -30,9 +31,6 @@ __all__ = ["Graph", "Rows"]
 _HANDLES = ("VarHandleOp",)
 _REFERENCES = ("Variable", "VariableV2")
 _KEY = "serving_default"
-
-Read = Callable[[str], npt.NDArray[Any]]
-"""The value of a variable, by its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +91,12 @@ class Graph:
         """
         return {one.table: self._default_rows(one) for one in self._cut.lookups}
 
-    def write(self, target: Path, read: Read) -> Signature:
+    def write(self, target: Path, checkpoint: Checkpoint) -> Signature:
         """Writes the dense model as a SavedModel.
 
         Args:
             target: Folder to make.
-            read: Called for each of its variables.
+            checkpoint: With the values of its variables.
 
         Returns:
             Which of the inputs it still has, the rows among them, and the outputs.
@@ -121,7 +119,7 @@ class Graph:
             made.attr["shape"].shape.CopyFrom(shapes[rows.ids].as_proto())
         graph = tf.Graph()
         with graph.as_default():
-            mapped, fed = self._variables(variables, read)
+            mapped, fed = self._variables(variables, checkpoint)
             tf.import_graph_def(definition, input_map=mapped, name="")
             inputs = {
                 spec.name: graph.get_tensor_by_name(spec.native_name)
@@ -182,12 +180,12 @@ class Graph:
             }
 
     def _variables(
-        self, nodes: Sequence[Any], read: Read
+        self, nodes: Sequence[Any], checkpoint: Checkpoint
     ) -> tuple[dict[str, Any], dict[Any, dict[Any, npt.NDArray[Any]]]]:
         """New variables: what stands for the old ones, and how each is filled."""
         import tensorflow as tf
 
-        parts = _Parts(nodes, read, self._model)
+        parts = _Parts(nodes, checkpoint, self._model)
         mapped, fed = {}, {}
         for number, node in enumerate(nodes):
             value = parts.value(node)
@@ -225,6 +223,9 @@ class Graph:
         for node in self._nodes.values():
             if node.op != INITIALIZER or list(node.input[:2]) != [lookup.handle] * 2:
                 continue
+            if node.attr["filter_freq"].i > 0:  # then every id without a row gets the same one
+                row = np.full((1, self._width(lookup)), node.attr["default_value_no_permission"].f)
+                return row.astype(np.float32)
             order = self._constant_steps(node.input[2])
             if order is None:
                 return None
@@ -261,8 +262,8 @@ class Graph:
 class _Parts:
     """Values of variables, those of partitioned ones cut from the whole."""
 
-    def __init__(self, nodes: Sequence[Any], read: Read, model: str) -> None:
-        self._read = read
+    def __init__(self, nodes: Sequence[Any], checkpoint: Checkpoint, model: str) -> None:
+        self._checkpoint = checkpoint
         self._model = model
         self._sizes: dict[str, dict[int, tuple[int, ...]]] = {}
         for node in nodes:
@@ -273,12 +274,10 @@ class _Parts:
     def value(self, node: Any) -> npt.NDArray[Any]:
         name, shape = _variable(node), _shape(node)
         whole, number = _part(name)
-        try:
-            value = self._read(name)
-        except KeyError:
-            if number is None:
-                raise
-            value = self._cut(self._read(whole), whole, number)
+        if number is not None and name not in self._checkpoint.dense:
+            value = self._cut(self._checkpoint.read_dense(whole), whole, number)
+        else:
+            value = self._checkpoint.read_dense(name)
         if value.shape != shape:
             raise InvalidModel(
                 f"variable '{name}' is {value.shape} in the checkpoint; the graph wants {shape}.",

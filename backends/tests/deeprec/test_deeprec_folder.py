@@ -1,0 +1,385 @@
+"""DeepRec's models without DeepRec: graphs with its operators, written as messages, and checkpoints
+with its names, written by stock TensorFlow; what is converted from them against numpy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bridge
+from bridge.errors import (
+    InvalidModel,
+    ModelNotFound,
+    PredictorClosed,
+    UnsupportedModel,
+)
+from bridge.loading import open_model
+from bridge.routes import find_routes
+from bridge_bench.plan import plan
+
+pytest.importorskip("tensorflow")
+pytest.importorskip("pandas")
+
+HUGE = (1 << 62) + 1  # does not fit in 32 bits, nor in a float64
+DIM = 4
+
+
+@dataclass
+class Example:
+    """A DeepRec model on disk, and what it computes."""
+
+    folder: Path
+    tables: dict[str, dict[int, Any]]
+    kernel: Any
+    bias: Any
+
+    def rows(self, table: str, ids: Any) -> Any:
+        held = self.tables[table]
+        absent = np.full(DIM, 0.5, np.float32) if table == "item" else np.zeros(DIM, np.float32)
+        return np.array([held.get(int(one), absent) for one in ids.ravel()], np.float32).reshape(
+            *ids.shape, DIM
+        )
+
+    def score(self, user: Any, items: Any, price: Any) -> Any:
+        pooled = self.rows("item", items).mean(axis=1)
+        joined = np.concatenate([self.rows("user", user), pooled, price], axis=1)
+        return 1 / (1 + np.exp(-(joined @ self.kernel + self.bias)))
+
+
+def inputs(count: int = 5) -> dict[str, Any]:
+    random = np.random.default_rng(3)
+    user = random.choice([1, 7, HUGE, 999], count).astype(np.int64)
+    items = random.choice([3, 4, 5, 12, 500], (count, 3)).astype(np.int32)
+    return {"user": user, "items": items, "price": random.random((count, 1), np.float32)}
+
+
+def save(prefix: Path, tensors: dict[str, Any]) -> None:
+    import tensorflow as tf
+
+    prefix.parent.mkdir(parents=True, exist_ok=True)
+    names = list(tensors)
+    tf.raw_ops.SaveV2(
+        prefix=str(prefix),
+        tensor_names=names,
+        shape_and_slices=[""] * len(names),
+        tensors=[tf.constant(tensors[name]) for name in names],
+    )
+
+
+def embedding(name: str, rows: dict[int, Any], dtype: Any) -> dict[str, Any]:
+    keys = np.array(list(rows), dtype)
+    values = np.array(list(rows.values()), np.float32).reshape(len(rows), DIM)
+    none = np.zeros(0, np.int64)
+    return {
+        f"{name}-keys": keys,
+        f"{name}-values": values,
+        f"{name}-versions": none,
+        f"{name}-freqs": none,
+    }
+
+
+def graph_def() -> tuple[Any, list[Any], Any]:
+    """A two-table ranker with stand-ins for what is DeepRec's: definition, inputs, output."""
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    graph = tf.Graph()
+    with graph.as_default():
+        user = v1.placeholder(tf.int64, [None], "user")
+        items = v1.placeholder(tf.int32, [None, 3], "items")
+        price = v1.placeholder(tf.float32, [None, 1], "price")
+        unique, inverse = tf.unique(tf.reshape(items, [-1], "flat"), name="unique")
+        # In two parts, put together again: the pattern of a partitioned variable.
+        part = tf.cast(tf.math.floormod(unique, 2), tf.int32, name="part")
+        tf.dynamic_partition(unique, part, 2, name="by_id")
+        places = tf.dynamic_partition(tf.range(tf.size(unique)), part, 2, name="by_place")
+        parts = [v1.placeholder(tf.float32, [None, DIM], f"item_rows_{at}") for at in range(2)]
+        stitched = tf.dynamic_stitch(places, parts, name="stitched")
+        segments = tf.repeat(tf.range(tf.shape(items)[0]), 3)
+        pooled = tf.raw_ops.SparseSegmentMean(data=stitched, indices=inverse, segment_ids=segments)
+        user_rows = v1.placeholder(tf.float32, [None, DIM], "user_rows")
+        joined = tf.concat([user_rows, pooled, price], 1)
+        kernel = tf.concat(
+            [
+                v1.get_variable(f"dense/kernel/part_{at}", [size, 2], use_resource=True)
+                for at, size in enumerate((5, 4))
+            ],
+            0,
+        )
+        bias = v1.get_variable("dense/bias", [2], use_resource=False)
+        score = tf.nn.sigmoid(joined @ kernel + bias, name="score")
+        infos = [v1.saved_model.build_tensor_info(one) for one in (user, items, price, score)]
+    made = graph.as_graph_def()
+    for name, variable, ids, key in (
+        ("user_rows", "user", "user", tf.int64),
+        ("item_rows_0", "item/part_0", "by_id", tf.int32),
+        ("item_rows_1", "item/part_1", "by_id:1", tf.int32),
+    ):
+        lookup(made, name, variable, ids, key)
+    return made, infos[:3], infos[3]
+
+
+def lookup(made: Any, name: str, variable: str, ids: str, key: Any) -> None:
+    """Puts a lookup of DeepRec's in the place of a placeholder."""
+    import tensorflow as tf
+
+    node = next(one for one in made.node if one.name == name)
+    node.Clear()
+    node.name, node.op = name, "KvResourceGather"
+    handle = variable if variable != "user" else "user_handle"
+    node.input.extend([handle, ids, f"{name}/default"])
+    node.attr["dtype"].type = tf.float32.as_datatype_enum
+    node.attr["Tkeys"].type = key.as_datatype_enum
+    default = made.node.add(name=f"{name}/default", op="Const")
+    default.attr["dtype"].type = tf.float32.as_datatype_enum
+    default.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(1.0))
+    made_handle = made.node.add(name=handle, op="KvVarHandleOp")
+    made_handle.attr["shared_name"].s = variable.encode()
+    made_handle.attr["dtype"].type = tf.float32.as_datatype_enum
+    made_handle.attr["Tkeys"].type = key.as_datatype_enum
+    made_handle.attr["shape"].shape.dim.add(size=DIM)
+    if variable.startswith("item"):
+        value = made.node.add(name=f"{name}/initial", op="Const")
+        value.attr["dtype"].type = tf.float32.as_datatype_enum
+        value.attr["value"].tensor.CopyFrom(
+            tf.make_tensor_proto(np.full((2, DIM), 0.5, np.float32))
+        )
+        made.node.add(
+            name=f"{name}/initializer",
+            op="InitializeKvVariableOp",
+            input=[handle, handle, f"{name}/initial", f"{name}/default"],
+        )
+
+
+def save_model(folder: Path, definition: Any, given: list[Any], output: Any) -> None:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    message = saved_model_pb2.SavedModel(saved_model_schema_version=1)
+    meta = message.meta_graphs.add()
+    meta.meta_info_def.tags.append("serve")
+    meta.meta_info_def.tensorflow_version = "1.15.5"
+    meta.graph_def.CopyFrom(definition)
+    signature = meta.signature_def["serving_default"]
+    signature.method_name = "tensorflow/serving/predict"
+    for info in given:
+        signature.inputs[info.name.partition(":")[0]].CopyFrom(info)
+    signature.outputs["score"].CopyFrom(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "saved_model.pb").write_bytes(message.SerializeToString())
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Example:
+    folder = tmp_path_factory.mktemp("deeprec") / "ranker"
+    random = np.random.default_rng(0)
+    kernel = random.standard_normal((9, 2)).astype(np.float32)
+    bias = random.standard_normal(2).astype(np.float32)
+    tables: dict[str, dict[int, Any]] = {
+        "user": {one: random.standard_normal(DIM).astype(np.float32) for one in (7, HUGE, 1)},
+        "item": {one: random.standard_normal(DIM).astype(np.float32) for one in (4, 12, 3, 5)},
+    }
+    save_model(folder, *graph_def())
+    parts = [{k: v for k, v in tables["item"].items() if k % 2 == at} for at in range(2)]
+    tensors = {
+        **embedding("user", tables["user"], np.int64),
+        **embedding("item/part_0", parts[0], np.int32),
+        **embedding("item/part_1", parts[1], np.int32),
+        **embedding("user/Adagrad", tables["user"], np.int64),
+        "dense/kernel": kernel,
+        "dense/bias": bias,
+        "global_step": np.int64(100),
+    }
+    save(folder / "variables" / "variables", tensors)
+    return Example(folder, tables, kernel, bias)
+
+
+@pytest.fixture(scope="module")
+def converted(example: Example) -> dict[str, Path]:
+    """The model with tables in each format, made in this process."""
+    from bridge_deeprec.adapter import DeeprecToSavedModel, TablesToOnnx
+
+    home = example.folder.parent
+    saved, onnx = home / "saved", home / "onnx"
+    facts = DeeprecToSavedModel().convert(open_model(example.folder), saved)
+    assert facts["tables"] == {"item": 4, "user": 3}
+    assert facts["random_default_rows"] == ["user"]
+    TablesToOnnx().convert(open_model(saved), onnx)
+    return {"saved_model": saved, "onnx": onnx}
+
+
+def test_inspection_says_which_mode_and_why(example: Example) -> None:
+    found = bridge.inspect(example.folder)
+    assert (found.format, found.problem) == ("deeprec", None)
+    told = " ".join(found.facts.notes)
+    assert "Operators of DeepRec: InitializeKvVariableOp, KvResourceGather, KvVarHandleOp" in told
+    assert "Mode: checkpoint" in told
+    assert "2 lookups in item, user" in told
+    takers = {one.backend for one in found.candidates if one.is_capable}
+    assert takers == {"deeprec"}
+    routes = find_routes(open_model(example.folder))
+    assert {route.target for route in routes} == {"saved_model_with_tables", "onnx_with_tables"}
+
+
+def test_a_stock_graph_is_a_plain_saved_model(converted: dict[str, Path]) -> None:
+    assert open_model(converted["saved_model"] / "model").format.name == "saved_model"
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend"),
+    [("saved_model", "tensorflow"), ("onnx", "onnxruntime"), ("onnx", "openvino")],
+)
+def test_answers_are_those_of_numpy(
+    example: Example, converted: dict[str, Path], kind: str, backend: str
+) -> None:
+    if not bridge.backends()[backend].probe().installed:
+        pytest.skip(f"{backend} is not installed")
+    with bridge.load(converted[kind], backend=backend) as predictor:
+        assert str(predictor.signature) == str(open_model(converted[kind]).facts.signatures[""])
+        assert predictor.signature.input("user").dtype is bridge.DType.INT64
+        assert predictor.signature.input("items").dtype is bridge.DType.INT32
+        for count in (1, 5, 64):
+            given = inputs(count)
+            wanted = example.score(**given)
+            np.testing.assert_allclose(predictor.predict(given)["score"], wanted, 1e-5, 1e-6)
+        assert predictor.info.format == f"{kind}_with_tables"
+        assert predictor.info.details["atomic_delta_update"] is True
+
+
+def test_a_delta_is_taken_over_and_dense_variables_are_not(
+    example: Example, converted: dict[str, Path], tmp_path: Path
+) -> None:
+    newer = {HUGE: np.ones(DIM, np.float32), 999: np.full(DIM, 2, np.float32)}
+    delta = tmp_path / ".incremental_checkpoint" / "incremental_model.ckpt-101"
+    save(
+        delta,
+        {
+            "user-sparse_incr_keys": np.array(list(newer), np.int64),
+            "user-sparse_incr_values": np.stack(list(newer.values())),
+            "dense/bias": np.zeros(2, np.float32),
+        },
+    )
+    after = Example(
+        example.folder,
+        {**example.tables, "user": {**example.tables["user"], **newer}},
+        example.kernel,
+        example.bias,
+    )
+    given = inputs()
+    with bridge.load(converted["onnx"]) as predictor:
+        predictor.update(delta)
+        np.testing.assert_allclose(
+            predictor.predict(given)["score"], after.score(**given), 1e-5, 1e-6
+        )
+        with pytest.raises(ModelNotFound):
+            predictor.update(tmp_path / "nothing")
+        np.testing.assert_allclose(
+            predictor.predict(given)["score"], after.score(**given), 1e-5, 1e-6
+        )
+    with pytest.raises(PredictorClosed):
+        predictor.update(delta)
+    with (
+        bridge.load(converted["onnx"] / "model.onnx") as dense,
+        pytest.raises(UnsupportedModel, match="cannot be renewed"),
+    ):
+        dense.update(delta)
+
+
+def test_a_selection_takes_the_folder_on_every_backend_of_the_dense_model(
+    converted: dict[str, Path],
+) -> None:
+    arms = plan([open_model(converted["onnx"])])
+    takers = {arm.backend for arm in arms if arm.rule is None}
+    assert "onnxruntime" in takers
+    assert next(arm for arm in arms if arm.is_default).backend == "onnxruntime"
+
+
+Change = Callable[[Any], None]
+
+
+def changed(example: Example, folder: Path, change: Change) -> Path:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    message = saved_model_pb2.SavedModel()
+    message.ParseFromString((example.folder / "saved_model.pb").read_bytes())
+    change(message.meta_graphs[0].graph_def)
+    target = folder / "changed"
+    shutil.copytree(example.folder / "variables", target / "variables")
+    (target / "saved_model.pb").write_bytes(message.SerializeToString())
+    return target
+
+
+def named(definition: Any, name: str) -> Any:
+    return next(one for one in definition.node if one.name == name)
+
+
+def test_an_unknown_operator_is_named(example: Example, tmp_path: Path) -> None:
+    def change(definition: Any) -> None:
+        named(definition, "score").op = "FrobnicateV7"
+
+    folder = changed(example, tmp_path, change)
+    found = bridge.inspect(folder)
+    assert "Operators of neither TensorFlow nor DeepRec: FrobnicateV7." in found.facts.notes
+    assert "node 'score' (operator FrobnicateV7)" in " ".join(found.facts.notes)
+    assert found.problem is not None
+    assert "FrobnicateV7" in found.problem.message
+
+
+def test_ids_that_are_not_computed_in_front_are_refused_by_node(
+    example: Example, tmp_path: Path
+) -> None:
+    from bridge_deeprec.adapter import DeeprecToSavedModel
+
+    def change(definition: Any) -> None:
+        named(definition, "flat").op = "RandomShuffle"
+
+    folder = changed(example, tmp_path, change)
+    assert "Mode: processor" in " ".join(open_model(folder).facts.notes)
+    with pytest.raises(UnsupportedModel, match=r"node 'flat' \(operator RandomShuffle\)"):
+        DeeprecToSavedModel().convert(open_model(folder), tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_rows_for_absent_ids_that_the_graph_brings_are_refused(
+    example: Example, tmp_path: Path
+) -> None:
+    from bridge_deeprec.adapter import DeeprecToSavedModel
+
+    def change(definition: Any) -> None:
+        named(definition, "user_rows").attr["is_use_default_value_tensor"].b = True
+
+    folder = changed(example, tmp_path, change)
+    with pytest.raises(UnsupportedModel, match="'user_rows' brings its own rows"):
+        DeeprecToSavedModel().convert(open_model(folder), tmp_path / "made")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "schema", "step", "swapped"])
+def test_a_damaged_folder_is_refused(
+    converted: dict[str, Path], tmp_path: Path, damage: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(converted["onnx"], folder)
+    about = json.loads((folder / "manifest.json").read_text())
+    table = folder / next(name for name in sorted(about["files"]) if name.endswith(".npy"))
+    if damage == "truncated":
+        table.write_bytes(table.read_bytes()[:-4])
+    elif damage == "missing":
+        table.unlink()
+    elif damage == "swapped":
+        data = bytearray(table.read_bytes())
+        data[-1] ^= 1
+        table.write_bytes(bytes(data))
+    else:
+        if damage == "schema":
+            about["schema"] = 99
+        else:
+            about["steps"][0]["op"] = "System"
+        (folder / "manifest.json").write_text(json.dumps(about))
+    with pytest.raises((InvalidModel, ModelNotFound)):
+        bridge.load(folder)
