@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -219,11 +219,6 @@ def _serve() -> int:
         return found
 
     return serve(answer)
-
-
-def contenders_apart(given: Sequence[Contender]) -> list[Contender]:
-    """Without those that do the same as one before."""
-    return list({one.key: one for one in reversed(given)}.values())[::-1]
 
 
 if __name__ == "__main__":

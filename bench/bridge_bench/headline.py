@@ -21,7 +21,7 @@ import math
 import os
 import random
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -31,7 +31,7 @@ import numpy as np
 
 import bridge_zoo
 from bridge.errors import BridgeError, MeasureError
-from bridge.record import SelectionRecord
+from bridge.record import ArmRecord, SelectionRecord
 from bridge_bench import peak, throughput
 from bridge_bench.choices import (
     CHOICES,
@@ -45,21 +45,23 @@ from bridge_bench.choices import (
     served,
     stock,
 )
-from bridge_bench.conditions import conditions
 from bridge_bench.contender import Contender, Field
+from bridge_bench.headline_state import State
 from bridge_bench.headline_table import render, table
 from bridge_bench.stats import bootstrap_median, median, percentile
-from bridge_bench.subject import ZOO_FOLDER, cpu_backends
+from bridge_bench.subject import ZOO_FOLDER
 
 __all__ = ["Pace", "main"]
 
 MODELS = ("dual_tower", "cold_dnn", "ranker")
+QUICK_MODELS = MODELS[-1:]
 ROWS = (1, 16, 128, 512, 2048)
 GOAL_ROWS = 512
 """Where throughput, AUC and the peak of the model's own shapes are measured."""
 LIMIT = 2.0
 """Longest 99th percentile under load, in medians of the stock call alone."""
-_SCHEMA = 1
+NEAR = 1.5
+"""An arm slower than the chosen one by more than this is not tried for throughput."""
 _QUICK_S = 285.0
 _STATE = ZOO_FOLDER / "headline" / "headline.json"
 
@@ -138,9 +140,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given.no_measure:
         rows = given.rows or ((1, GOAL_ROWS) if given.quick else ROWS)
         headline = Headline(state, given.zoo, given.size, rows, is_quick=given.quick)
-        state.begin({"quick": given.quick, "size": given.size}, is_fresh=given.fresh or given.quick)
-        for model in given.model or MODELS:
-            headline.measure(model, is_fresh=given.fresh or given.quick)
+        settings = {"quick": given.quick, "size": given.size}
+        state.begin(settings, is_fresh=given.fresh or given.quick)
+        for model in given.model or (QUICK_MODELS if given.quick else MODELS):
+            headline.measure(model)
     if not state.data.get("models"):
         print("there is nothing to show: nothing was measured", file=sys.stderr)
         return 1
@@ -148,47 +151,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.render is not None:
         render(state.data, given.render)
     return int(not any(one.get("rows") for one in state.data["models"].values()))
-
-
-class State:
-    """What has been measured so far, as JSON on disk.
-
-    Attributes:
-        data: The document.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.data: dict[str, Any] = {}
-        if path.is_file():
-            try:
-                self.data = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise MeasureError(
-                    f"'{path}' is no JSON: {error}.", fix="Remove it, or name another --state."
-                ) from error
-
-    def begin(self, settings: Mapping[str, Any], *, is_fresh: bool) -> None:
-        """Keeps what is there if it was measured alike: same settings, machine and versions."""
-        now = {**conditions(), "versions": _versions()}
-        said = {"schema": _SCHEMA, **settings}
-        same = [name for name in now if name != "load_before"]
-        before = self.data.get("conditions", {})
-        is_alike = all(self.data.get(name) == value for name, value in said.items()) and all(
-            before.get(name) == now[name] for name in same
-        )
-        if is_fresh or not is_alike:
-            if self.data and not is_fresh:
-                print("machine, versions or settings changed: measuring anew", file=sys.stderr)
-            self.data = {**said, "conditions": now, "models": {}}
-            self.save()
-
-    def save(self) -> None:
-        """Writes it; what was there before stays until that is done."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        staged = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        staged.write_text(json.dumps(self.data, indent=1), encoding="utf-8")
-        staged.replace(self._path)
 
 
 class Headline:
@@ -211,7 +173,7 @@ class Headline:
         self._began = monotonic()
         self._model = ""
 
-    def measure(self, model: str, *, is_fresh: bool) -> None:
+    def measure(self, model: str) -> None:
         """All steps of one model."""
         self._model = model
         data: dict[str, Any] = self._state.data["models"].setdefault(model, {})
@@ -232,7 +194,7 @@ class Headline:
                 if any(other.precision == one for other in found)
             }
             self._state.save()
-        records = self._choices(files, data, is_fresh=is_fresh)
+        records = self._choices(files, data)
         with Field(model, self._size) as field:
             # Throughput first needs the stock call's time, thus the rows.
             self._latencies(files, records, field, data)
@@ -242,13 +204,15 @@ class Headline:
             self._throughput(files, records, field, data)
 
     def _choices(
-        self, files: Files, data: dict[str, Any], *, is_fresh: bool
+        self, files: Files, data: dict[str, Any]
     ) -> dict[str, tuple[Choice, SelectionRecord]]:
         found: dict[str, tuple[Choice, SelectionRecord]] = {}
         told = data.setdefault("choices", {})
         pace = self._pace
         for index, choice in enumerate(CHOICES):
-            if self._is_over():
+            before = told.get(choice.name, {"error": "", "rows": []})
+            is_known = before["error"] is None and set(self._rows) <= set(before["rows"])
+            if not is_known and self._is_over():
                 continue
             self._tell(f"choosing: {choice.name}")
             try:
@@ -260,14 +224,17 @@ class Headline:
                     prepare_s=pace.convert_s if index else pace.prepare_s,
                     launches=pace.launches,
                     max_arms=pace.arms,
-                    is_fresh=is_fresh and choice.name not in told,
+                    is_fresh=not is_known,
                     tell=self._tell,
                 )
             except BridgeError as error:
-                told[choice.name] = {"error": f"{type(error).__name__}: {error.message}"}
+                what = f"{type(error).__name__}: {error.message}"
+                told[choice.name] = {"error": what, "rows": []}
                 self._state.save()
                 continue
             found[choice.name] = choice, record
+            if is_known:
+                continue
             told[choice.name] = {
                 "summary": record.decision.summary,
                 "routes": [dataclasses.asdict(one) for one in record.decision.routes],
@@ -275,6 +242,7 @@ class Headline:
                 "refused": {
                     arm.id: arm.reason for arm in record.arms if arm.status == "not_conformant"
                 },
+                "rows": list(self._rows),
                 "error": None,
             }
             self._state.save()
@@ -409,9 +377,7 @@ class Headline:
         limit_us = LIMIT * latency["entries"][0]["p50_us"]
         rivals = [throughput.Rival(name="stock", configurations=(stock(files), stock(files, 1)))]
         rivals += [
-            throughput.Rival(
-                name=choice.name, configurations=throughput.configurations(record, choice, rows)
-            )
+            throughput.Rival(name=choice.name, configurations=self._ways(files, choice, record))
             for choice, record in records.values()
             if record.decision.routes
         ]
@@ -425,6 +391,34 @@ class Headline:
         data["throughput"] = {"rows": rows, "limit_us": limit_us, "entries": entries}
         self._state.save()
 
+    @staticmethod
+    def _ways(files: Files, choice: Choice, record: SelectionRecord) -> tuple[Contender, ...]:
+        """What a choice may be configured as: its arm, and others that are nearly as fast."""
+        route = next(
+            one for one in record.decision.routes if one.to_rows is None or one.to_rows >= GOAL_ROWS
+        )
+        arm = record.arm(route.arm)
+        path = record.models[arm.model].path
+        assert record.folder is not None
+        assert path is not None, "models that serve are copied into the record"
+        ways = [
+            Contender(
+                name=choice.name,
+                path=record.folder / path,
+                backend=arm.backend,
+                options=dict(arm.options),
+                takes_user_once=choice.takes_user_once,
+            )
+        ]
+        limit_s = NEAR * _median_s(arm)
+        if not choice.takes_user_once:
+            ways += [
+                arm_contender(files, other)
+                for name, other in best_of_each(files, record, GOAL_ROWS).items()
+                if name != arm.backend and _median_s(other) <= limit_s
+            ]
+        return throughput.configurations(ways)
+
     def _is_over(self) -> bool:
         """Whether the time of ``--quick`` is used up."""
         return self._is_quick and monotonic() > self._began + _QUICK_S * 0.85
@@ -433,9 +427,9 @@ class Headline:
         print(f"{monotonic() - self._began:5.0f} s  {self._model}: {text}", file=sys.stderr)
 
 
-def _versions() -> dict[str, str]:
-    found = {one.name: one.probe().version for one in cpu_backends()}
-    return {name: version or "" for name, version in found.items()}
+def _median_s(arm: ArmRecord) -> float:
+    seen = arm.bucket(GOAL_ROWS)
+    return math.inf if seen is None or seen.median_s is None else seen.median_s
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -444,8 +438,6 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError("wanted numbers from 1 on, such as 1,16,128")
     return found
 
-
-Tell = Callable[[str], None]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bridge.cpus import usable_cpus
 from bridge.loading import backends
-from bridge.record import SelectionRecord
-from bridge_bench.choices import Choice
 from bridge_bench.contender import Contender, Field
 from bridge_bench.stats import bootstrap_median, median, percentile
 
@@ -27,6 +25,7 @@ __all__ = ["Pace", "Rival", "configurations", "rates"]
 _SPARE = 0.9  # of the limit, within which a short turn has to stay to be believed
 _FINALISTS = 2
 _LEAST_CALLS = 20
+_THREADING = frozenset({"threads", "streams", "hint", "inter_threads"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,38 +64,26 @@ class _Try:
     p99_us: float
 
 
-def configurations(record: SelectionRecord, choice: Choice, rows: int) -> tuple[Contender, ...]:
-    """The arm that serves so many rows, as it is and with a thread or a stream for each CPU."""
-    routes = record.decision.routes
-    route = next(one for one in routes if one.to_rows is None or rows <= one.to_rows)
-    arm = record.arm(route.arm)
-    path = record.models[arm.model].path
-    assert record.folder is not None
-    assert path is not None, "models that serve are copied into the record"
+def configurations(given: Sequence[Contender]) -> tuple[Contender, ...]:
+    """Contenders as they are, and with a thread or a stream for each CPU.
+
+    Args:
+        given: Models on backends.
+    """
     cpus = usable_cpus()
-    fields = {one.name for one in backends()[arm.backend].options_type.describe()}
-    ways: list[dict[str, Any]] = [dict(arm.options)]
-    plain = {
-        name: value
-        for name, value in arm.options.items()
-        if name not in ("threads", "streams", "hint", "inter_threads")
-    }
-    if "streams" in fields:
-        ways.append({**plain, "threads": cpus, "streams": cpus})
-    elif "threads" in fields:
-        ways += [{**plain, "threads": 1}, plain]
-    found = []
-    for options in ways:
-        contender = Contender(
-            name=choice.name,
-            path=record.folder / path,
-            backend=arm.backend,
-            options=options,
-            takes_user_once=choice.takes_user_once,
-        )
-        if contender.key not in {one.key for one in found}:
-            found.append(contender)
-    return tuple(found)
+    found: dict[str, Contender] = {}
+    for one in given:
+        fields = {field.name for field in backends()[one.backend].options_type.describe()}
+        plain = {name: value for name, value in one.options.items() if name not in _THREADING}
+        ways = [dict(one.options)]
+        if "streams" in fields:
+            ways.append({**plain, "threads": cpus, "streams": cpus})
+        elif "threads" in fields:
+            ways += [{**plain, "threads": 1}, plain]
+        for options in ways:
+            way = dataclasses.replace(one, options=options)
+            found.setdefault(way.key, way)
+    return tuple(found.values())
 
 
 def rates(
@@ -207,10 +194,3 @@ def _best(tried: Sequence[_Try], limit_us: float | None) -> list[_Try]:
 
 def _calls(one: _Try, rows: int, seconds: float) -> int:
     return max(_LEAST_CALLS, round(seconds * one.per_s / rows))
-
-
-def shown(entry: Mapping[str, Any]) -> str:
-    """A configuration in words: backend, options and clients."""
-    words = [f"{name}={value}" for name, value in entry["options"].items()]
-    clients = f"{entry['callers']} client{'s' * (entry['callers'] > 1)}"
-    return ", ".join([" ".join([entry["backend"], *words]), clients])
