@@ -52,6 +52,8 @@ class Adapter(ABC):
         precision: What the result holds or computes numbers in, one of ``PRECISIONS``, where
             that is less than in the source; ``None`` where results are the source's. No route
             takes an adapter that has one unless it is named, or its tier is admitted.
+        only_named: No route takes it unless it is named: it makes a model that is called in
+            another way.
         pays_on: Kinds of device on which a reduced precision may be worth measuring;
             ``None`` for all.
     """
@@ -66,6 +68,7 @@ class Adapter(ABC):
     reads_live: ClassVar[bool] = False
     timeout_s: ClassVar[float] = 600.0
     precision: ClassVar[str | None] = None
+    only_named: ClassVar[bool] = False
     pays_on: ClassVar[frozenset[str] | None] = None
 
     @property
@@ -82,7 +85,8 @@ class Adapter(ABC):
         """Writes the converted model to ``target``; written by the author.
 
         The result keeps the names, dtypes and dims of inputs and outputs. What it cannot
-        keep is told in the facts: ``renamed`` maps old names to new ones.
+        keep is told in the facts: ``renamed`` maps old names to new ones, ``broadcast`` lists
+        inputs of which it takes one row for all.
 
         Args:
             model: A model that is not refused, already checked.

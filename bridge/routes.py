@@ -4,7 +4,7 @@ They are found by search, so that an adapter of any plugin becomes part of them.
 shortest come first, no format comes twice, and what cannot be used is listed with its
 reason. Adapters that write the format that they read are used only where they are named,
 or where that format itself is asked for; those that reduce precision only where they are
-named, or where the caller admits their tier.
+named, or where the caller admits their tier; those that say so only where they are named.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def find_routes(
         tier: Most reduced precision that adapters may write, one of ``TIERS``.
     """
     admitted = TIERS[: TIERS.index(tier) + 1]
-    adapters = [one for one in registry().adapters if one.tier in admitted]
+    adapters = [
+        one for one in registry().adapters if one.tier in admitted and not one.only_named
+    ]
     found = [
         _judged(model, chain)
         for chain in _paths(model.format.name, target, max_steps, adapters)
