@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import bridge
+from bridge_convert.broadcast import OnnxBroadcast
 from bridge_convert.exported_program import (
     ExportedProgramToAotInductor,
     ExportedProgramToIr,
     ExportedProgramToOnnx,
 )
+from bridge_convert.float16 import OnnxToFloat16
 from bridge_convert.keras import KerasToSavedModel
 from bridge_convert.openvino_ir import OnnxToIr, SavedModelToIr
+from bridge_convert.quantized import OnnxInt8Dynamic, OnnxInt8Embeddings, OnnxInt8Static
 from bridge_convert.saved_model import SavedModelToOnnx
 from bridge_convert.slim import OnnxSlim
 from bridge_convert.torch_module import TorchToExportedProgram
@@ -35,5 +38,10 @@ def register_adapters(register: Callable[[bridge.Adapter], None]) -> None:
         ExportedProgramToAotInductor(),
         OnnxToIr(),
         OnnxSlim(),
+        OnnxBroadcast(),
+        OnnxToFloat16(),
+        OnnxInt8Dynamic(),
+        OnnxInt8Embeddings(),
+        OnnxInt8Static(),
     ):
         register(adapter)
