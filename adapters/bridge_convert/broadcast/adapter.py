@@ -39,7 +39,7 @@ class OnnxBroadcast(bridge.Adapter):
     target = "onnx"
     options_type = BroadcastOptions
     distributions = ("onnxslim", "onnx")
-    is_optional = True
+    only_named = True
 
     def probe(self) -> bridge.Availability:
         return available(("onnxslim", "onnxslim"), ("onnx", "onnx"))
