@@ -37,7 +37,7 @@ from bridge_deeprec.options import DeeprecOptions
 from bridge_deeprec.predictor import ProcessorPredictor, version
 from bridge_deeprec.request import TYPES
 
-__all__ = ["DeeprecBackend"]
+__all__ = ["WARM_CALLS", "DeeprecBackend", "check_agreement"]
 
 WARM_CALLS = 200
 """Calls after which the memory planner and the cost-model executor have learnt.
@@ -123,7 +123,7 @@ class DeeprecBackend(Backend):
         _check_folders(options)
         config = model_config(options, str(model.file), key)
         served = ServedModel(Library(path), json.dumps(config))
-        _check_agreement(signature, served, path)
+        check_agreement(signature, served, path)
         info = PredictorInfo(device=device, provider=NAME, threads=_threads(config))
         predictor = self._tested(served, signature, key, options, info, path)
         predictor.info = dataclasses.replace(
@@ -238,7 +238,7 @@ def _check_folders(options: DeeprecOptions) -> None:
         )
 
 
-def _check_agreement(signature: Signature, served: ServedModel, path: Path) -> None:
+def check_agreement(signature: Signature, served: ServedModel, path: Path) -> None:
     """Refuses a library that serves other tensors than those of the file.
 
     The file tells more: names of tensors, all types, and whether a rank is known at all.

@@ -52,6 +52,10 @@ class Stub:
 
     path: Path
 
+    def build(self, path: Path, *flags: str) -> Path:
+        """Compiles the stub once more, with these flags."""
+        return compiled(path, *flags)
+
     def load(self, model: StubModel, *words: str, **more: Any) -> bridge.Predictor:
         """A predictor over the stub.
 
@@ -109,6 +113,23 @@ class StubModel:
         (self.folder / "abi_stub.signature").write_text("\n".join(lines))
         write_weights(self.folder / "abi_stub.weights", self.weights)
         return self
+
+    def checkpoint(self, parent: Path, folder: str, version: int, seed: int) -> dict[str, Any]:
+        """Publishes a full checkpoint below ``parent``; its weights."""
+        weights = random_weights(seed, len(self.weights["v"]))
+        (parent / folder).mkdir(parents=True, exist_ok=True)
+        write_weights(parent / folder / f"model.ckpt-{version}.index", weights)
+        (parent / folder / "checkpoint").write_text(f"model.ckpt-{version}")
+        return weights
+
+    def delta(self, parent: Path, folder: str, version: int, rows: dict[int, Any]) -> None:
+        """Publishes an incremental checkpoint: new values of some rows of the table."""
+        where = parent / folder / ".incremental_checkpoint"
+        where.mkdir(exist_ok=True)
+        parts = [struct.pack("<q", row) + values.tobytes() for row, values in rows.items()]
+        data = struct.pack("<i", len(rows)) + b"".join(parts)
+        (where / "part").write_bytes(data)
+        (where / "part").rename(where / f"incremental_model.ckpt-{version}.index")
 
     def batch(self, rows: int, seed: int = 1) -> dict[str, Any]:
         """Inputs for the model."""

@@ -32,12 +32,12 @@ def schema() -> dict[str, Any]:
     )
     kinds = descriptor_pb2.FieldDescriptorProto
 
-    def add(message: Any, name: str, number: int, kind: int, many: bool = False, of: str = ""):
+    def add(message: Any, name: str, number: int, kind: int, *, many: bool = False, of: str = ""):
         label = kinds.LABEL_REPEATED if many else kinds.LABEL_OPTIONAL
         more = {"type_name": of} if of else {}
         message.field.add(name=name, number=number, type=kind, label=label, **more)
 
-    add(file.message_type.add(name="ArrayShape"), "dim", 1, kinds.TYPE_INT64, True)
+    add(file.message_type.add(name="ArrayShape"), "dim", 1, kinds.TYPE_INT64, many=True)
     array = file.message_type.add(name="ArrayProto")
     add(array, "dtype", 1, kinds.TYPE_INT32)  # an enum on the wire
     add(array, "array_shape", 2, kinds.TYPE_MESSAGE, of=".tensorflow.eas.ArrayShape")
@@ -49,7 +49,7 @@ def schema() -> dict[str, Any]:
         ("int64_val", 7, kinds.TYPE_INT64),
         ("bool_val", 8, kinds.TYPE_BOOL),
     ):
-        add(array, name, number, kind, True)
+        add(array, name, number, kind, many=True)
     for name, field, number in (("PredictRequest", "inputs", 2), ("PredictResponse", "outputs", 1)):
         message = file.message_type.add(name=name)
         entry = message.nested_type.add(name=f"{field.capitalize()}Entry")
@@ -57,10 +57,10 @@ def schema() -> dict[str, Any]:
         add(entry, "key", 1, kinds.TYPE_STRING)
         add(entry, "value", 2, kinds.TYPE_MESSAGE, of=".tensorflow.eas.ArrayProto")
         of = f".tensorflow.eas.{name}.{field.capitalize()}Entry"
-        add(message, field, number, kinds.TYPE_MESSAGE, True, of)
+        add(message, field, number, kinds.TYPE_MESSAGE, many=True, of=of)
         if name == "PredictRequest":
             add(message, "signature_name", 1, kinds.TYPE_STRING)
-            add(message, "output_filter", 3, kinds.TYPE_STRING, True)
+            add(message, "output_filter", 3, kinds.TYPE_STRING, many=True)
     add(file.message_type.add(name="ServingModelInfo"), "model_path", 1, kinds.TYPE_STRING)
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
