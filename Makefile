@@ -7,7 +7,7 @@ ZOO := $(VENV)/zoo
 NMP := $(MODELS)/basic_pitch/saved_models/icassp_2022
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo test test-fresh test-wheel conform conformance-data parity matrix check format overhead gains gpu-check selection zoo clean
+.PHONY: help demo test test-fresh test-wheel conform conformance-data parity matrix check format overhead headline gains gpu-check selection zoo clean
 
 help:
 	@echo "make demo        the fastest way to run a real model here, chosen by measurement (minutes at first)"
@@ -21,6 +21,7 @@ help:
 	@echo "make overhead    cost of a call through the bridge, against each runtime's own call"
 	@echo "make gains       what each option gains on the ranker; renews docs/options.md"
 	@echo "make depth       the bridge against native calls on real models, shared CPUs, memory: docs/depth.md"
+	@echo "make headline    what choosing gains on three ranking models, 25 min: docs/headline.md; QUICK=1: less, in 5 min"
 	@echo "make selection   how often selections are right, and what they cost: the tables of docs/selection-results.md"
 	@echo "make zoo         trains the ranking models, holds every format to numpy; the table of docs/zoo.md"
 	@echo "make gpu-check   tests and figures on this machine's GPU: docs/verified-hardware.md (PYTHON=python3: offline)"
@@ -80,6 +81,10 @@ depth: $(VENV)/.dev $(VENV)/.models
 	$(BIN)/python -m bridge_bench.depth
 	$(BIN)/python -m bridge_bench.sharing
 	$(BIN)/python -m bridge_bench.footprint
+
+# 25 minutes on two cores that should be idle otherwise; goes on where it was interrupted.
+headline: $(VENV)/.dev
+	$(BIN)/python -m bridge_bench.headline $(if $(QUICK),--quick,--render docs/headline.md)
 
 # About an hour on two cores that should be idle otherwise.
 selection: $(VENV)/.dev $(VENV)/.models

@@ -49,6 +49,8 @@ FORMATS = ("saved_model", "onnx", "pt2")
 ONCE = "onnx-broadcast"
 """The adapter that makes a model take the user once."""
 _SERVES = frozenset({"won", "tied", "eliminated", "undecided"})
+_SLOW_TO_PREPARE = ("*execution=compiled*", "*execution=*,threads=*", "*autocast=*")
+"""Arms that compile for a minute, and are not the best of what compiles."""
 _LEAST_SHARE = 0.02  # of labels that are positive, below which one user says little
 _SEEDS = range(10_000, 10_064)  # of requests that nothing else uses
 
@@ -207,7 +209,7 @@ def choose(
         labels=None if is_strict else labels,
         protocol=Protocol(budget_s=budget_s, prepare_budget_s=prepare_s, load_timeout_s=120),
         # What compiles is in the strict choice; for others the time is better spent.
-        skip=() if choice == CHOICES[0] else ("*execution=*",),
+        skip=_SLOW_TO_PREPARE if choice == CHOICES[0] else ("*execution=*",),
         launches=launches,
         max_arms=max_arms,
         progress=tell,

@@ -84,9 +84,9 @@ class Pace:
         peak_s: For each product.
     """
 
-    choice_s: float = 75.0
+    choice_s: float = 70.0
     once_s: float = 45.0
-    prepare_s: float = 150.0
+    prepare_s: float = 90.0
     convert_s: float = 60.0
     launches: int = 2
     arms: int = 48
