@@ -124,7 +124,10 @@ class Bundle:
             UnsupportedModel: The element type cannot be read: strings, resources, ...
         """
         tensor = self._named(name)
-        out = np.empty(tensor.shape, self._numpy(tensor))
+        dtype = self._numpy(tensor)
+        if tensor._slices:
+            self._windows(tensor)  # before anything is allocated
+        out = np.empty(tensor.shape, dtype)
         self._fill(tensor, out)
         return out
 
@@ -175,7 +178,14 @@ class Bundle:
         if not tensor._slices:
             self._copy(tensor, out)
             return
-        covered = 0
+        for window, part in self._windows(tensor):
+            data = np.empty(part.shape, out.dtype)
+            self._copy(part, data)
+            out[window] = data
+
+    def _windows(self, tensor: Tensor) -> list[tuple[tuple[slice, ...], Tensor]]:
+        """Where the slices of a tensor belong, checked before there is room for it."""
+        found, covered = [], 0
         for extents in tensor._slices:
             part = self._parts.get(_slice_key(tensor.name, extents))
             window = _window(extents, tensor.shape)
@@ -184,34 +194,26 @@ class Bundle:
                     f"'{tensor.name}' has no data for its slice {_shown(extents)}",
                     tensor=tensor.name,
                 )
-            target = out[window]
-            if part.shape != target.shape or part._code != tensor._code or part._slices:
+            shape = tuple(one.stop - one.start for one in window)
+            if part.shape != shape or part._code != tensor._code or part._slices:
                 raise self._invalid(
                     f"the slice {_shown(extents)} of '{tensor.name}' is "
-                    f"{part.dtype}{list(part.shape)}; wanted {out.dtype}{list(target.shape)}",
+                    f"{part.dtype}{list(part.shape)}; wanted {tensor.dtype}{list(shape)}",
                     tensor=tensor.name,
                 )
-            data = np.empty(part.shape, out.dtype)
-            self._copy(part, data)
-            target[...] = data
-            covered += data.size
-        if covered != out.size:  # so slices that overlap cannot hide a hole only by chance
+            found.append((window, part))
+            covered += math.prod(shape)
+        if covered != math.prod(tensor.shape):
             raise self._invalid(
-                f"the slices of '{tensor.name}' hold {covered} elements of {out.size}",
+                f"the slices of '{tensor.name}' hold {covered} elements of "
+                f"{math.prod(tensor.shape)}",
                 tensor=tensor.name,
             )
+        return found
 
     def _copy(self, tensor: Tensor, out: np.ndarray[Any, Any]) -> None:
         import google_crc32c
 
-        if tensor._size != out.nbytes:
-            raise self._invalid(
-                f"'{tensor.name}' of shape {list(tensor.shape)} should have {out.nbytes} bytes "
-                f"and has {tensor._size}",
-                tensor=tensor.name,
-                wanted=out.nbytes,
-                got=tensor._size,
-            )
         target = memoryview(out.reshape(-1).view(np.uint8))
         path = self._shard_path(tensor._shard)
         crc = done = 0
@@ -265,12 +267,25 @@ class Bundle:
             raise self._invalid(
                 f"'{name}' lies in file {shard} of {self._shards} at byte {offset}", tensor=name
             )
-        if slices:
-            if math.prod(shape) * 16 > 1 << 48:
-                raise self._invalid(f"'{name}' has the shape {list(shape)}", tensor=name)
-        elif offset + size > self._size_of(shard):
-            raise self._cut_off(tensor, self._size_of(shard))
+        if not slices:
+            self._check_size(tensor)
         return tensor
+
+    def _check_size(self, tensor: Tensor) -> None:
+        """What the shape tells has to be in the file, or reading would ask for any memory."""
+        if tensor._offset + tensor._size > self._size_of(tensor._shard):
+            raise self._cut_off(tensor, self._size_of(tensor._shard))
+        if tensor.dtype is None or tensor.dtype is DType.STRING:
+            return
+        wanted = math.prod(tensor.shape) * tensor.dtype.numpy.itemsize
+        if tensor._size != wanted:
+            raise self._invalid(
+                f"'{tensor.name}' of shape {list(tensor.shape)} should have {wanted} bytes "
+                f"and has {tensor._size}",
+                tensor=tensor.name,
+                wanted=wanted,
+                got=tensor._size,
+            )
 
     def _header(self, value: bytes) -> tuple[int, int]:
         shards = endianness = 0

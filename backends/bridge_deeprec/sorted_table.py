@@ -44,7 +44,8 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
     footer = data[-_FOOTER_BYTES:]
     if footer[-8:] != _MAGIC:
         raise TableError("it does not end with the magic number of a table")
-    _, _, position = _handle(footer, 0)
+    start, size, position = _handle(footer, 0)
+    _block(data, start, size)  # of no use here, and checked like all others
     start, size, _ = _handle(footer, position)
     found: dict[bytes, bytes] = {}
     left = _MAX_KEYS_BYTES

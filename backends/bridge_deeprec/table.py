@@ -48,8 +48,7 @@ class Table:
         """Numbers in a row."""
         return int(self.values.shape[1])
 
-    @property
-    def rows(self) -> int:
+    def __len__(self) -> int:
         """Ids that have a row."""
         return len(self.index) + (self.changes.added if self.changes else 0)
 
@@ -171,11 +170,11 @@ class Table:
         count, changes = len(self.index), self.changes
         at = self.index.positions(changes.index.keys)
         fresh = at < 0
-        values = np.empty((self.rows + len(self.defaults), self.dim), np.float32)
+        values = np.empty((len(self) + len(self.defaults), self.dim), np.float32)
         values[:count] = self.values[:count]
         values[at[~fresh]] = changes.values[~fresh]
-        values[count : self.rows] = changes.values[fresh]
-        values[self.rows :] = self.defaults
+        values[count : len(self)] = changes.values[fresh]
+        values[len(self) :] = self.defaults
         index = self.index
         if changes.added:
             index = IdIndex(np.concatenate([index.keys, changes.index.keys[fresh]]), self.name)
