@@ -21,7 +21,7 @@ from time import perf_counter
 from typing import Any
 
 from bridge import proof, staging
-from bridge.adapter import copy_model
+from bridge.adapter import Adapter, CalibratedAdapter, copy_model
 from bridge.cache import default_cache
 from bridge.check import Arrays
 from bridge.cpus import cpu_flags
@@ -43,7 +43,14 @@ from bridge.model import ModelRef
 from bridge.options import Options
 from bridge.proof import Proof
 from bridge.registry import registry
-from bridge.routes import Route, find_routes, held_format, named_route, require_target
+from bridge.routes import (
+    Route,
+    find_routes,
+    held_format,
+    named_route,
+    require_samples,
+    require_target,
+)
 from bridge.signature import Signature
 
 __all__ = ["Attempt", "Converted", "convert"]
@@ -76,6 +83,8 @@ class Converted:
         is_cached: It was there already.
         failed: Routes that were tried before.
         makes_code: It is native code: ``bridge.load`` wants ``trust=True`` for it.
+        precision: What it computes in where that is less than in its source; the proof then
+            has the figures, and whether they are good enough is for a gate to say.
         signature: What to state when it is loaded; ``None`` where its bytes tell, or where
             those of its source do not and it was not run.
     """
@@ -89,6 +98,7 @@ class Converted:
     is_cached: bool = False
     failed: tuple[Attempt, ...] = field(default=(), compare=False)
     makes_code: bool = False
+    precision: str | None = None
     signature: Signature | None = None
 
     def open(self) -> ModelRef:
@@ -115,6 +125,7 @@ def convert(
     verify: bool = True,
     inputs: Sequence[Arrays] | None = None,
     tolerance: tuple[float, float] | None = None,
+    samples: Arrays | None = None,
     timeout_s: float | None = None,
     name: str | None = None,
     tell: Callable[[str], None] = lambda _: None,
@@ -139,8 +150,9 @@ def convert(
         inputs: Sets of inputs to verify with; ``None`` makes some up, see ``bridge.proof``.
             For a live module they also say what goes in, where no signature is stated: see
             ``bridge.live.signature_of_inputs``.
-        tolerance: ``(atol, rtol)`` of floats; ``None`` is that of the strict gate. Other
-            values have to be equal.
+        tolerance: ``(atol, rtol)`` of floats; ``None`` is that of the strict gate, beyond
+            which only a route of reduced precision may be. Other values have to be equal.
+        samples: Recorded rows, one array for each input, for adapters that are calibrated.
         timeout_s: Longest time of one conversion, and of verifying; ``None`` leaves it to
             the adapters.
         name: Name of the file or folder to make; ``None`` is made from the model's.
@@ -177,6 +189,7 @@ def convert(
                 verify=verify,
                 inputs=inputs,
                 tolerance=tolerance,
+                samples=samples,
                 timeout_s=timeout_s,
                 name=name,
                 tell=tell,
@@ -205,6 +218,7 @@ def convert(
         for one, given in (options or {}).items()
     }
     _require_use(chosen, ways)
+    require_samples(found, possible, samples)
     job = _Job(
         found,
         source,
@@ -212,6 +226,7 @@ def convert(
         verify,
         inputs,
         tolerance,
+        samples,
         timeout_s,
         name or _file_name(source, target),
         tell,
@@ -240,6 +255,7 @@ class _Job:
     verify: bool
     inputs: Sequence[Arrays] | None
     tolerance: tuple[float, float] | None
+    samples: Arrays | None
     timeout_s: float | None
     name: str
     tell: Callable[[str], None]
@@ -248,7 +264,7 @@ class _Job:
         chosen = {
             one.name: self.options.get(one.name) or one.options_type() for one in route.adapters
         }
-        tolerance = self.tolerance or proof.STRICT
+        tolerance = self.tolerance or (None if route.precision else proof.STRICT)
         parts: dict[str, Any] = {
             "schema": _SCHEMA,
             "name": self.name,
@@ -267,8 +283,9 @@ class _Job:
             ],
             # Whether these inputs were passed is no property of the result, but nobody who
             # asks for it shall get one that was not looked at, for lack of a backend maybe.
-            "verified": [*tolerance, proof.find_runner(route.target)] if self.verify else None,
+            "verified": self.verify and [*(tolerance or ()), proof.find_runner(route.target)],
             "inputs": None if self.inputs is None else proof.digest(self.inputs),
+            "samples": None if self.samples is None else proof.digest([self.samples]),
         }
         was_built = []
 
@@ -295,6 +312,7 @@ class _Job:
             convert_s=about["convert_s"],
             is_cached=not was_built,
             makes_code=route.makes_code,
+            precision=route.precision,
             signature=None if stated is None else Signature.from_dict(stated),
         )
 
@@ -329,6 +347,7 @@ class _Job:
         home.mkdir()
         work.mkdir()
         names: dict[str, str] = {}
+        once: set[str] = set()
         for number, adapter in enumerate(route.adapters, 1):
             self.tell(f"converting {self.model.name}: {adapter.name}")
             if number == len(route.adapters):
@@ -345,11 +364,14 @@ class _Job:
                         options=chosen[adapter.name],
                         signature=signature,
                         trust=self.model.trust,
+                        samples=self._samples(adapter, names),
                         timeout_s=self.timeout_s or adapter.timeout_s,
                     )
                 except (WorkerDied, PredictTimeout) as error:
                     raise _ended(adapter.name, self.model, error) from error
             model = made
+            old = {new: name for name, new in names.items()}
+            once |= {old.get(name, name) for name in facts[adapter.name].get("broadcast", ())}
             names = _chained(names, facts[adapter.name].get("renamed", {}))
             signature = None  # the one that was chosen is the only one of the result
         shutil.rmtree(work)
@@ -364,6 +386,7 @@ class _Job:
                 route.target,
                 is_code=route.makes_code,
                 renamed=names,
+                broadcast=once,
                 inputs=self.inputs,
                 tolerance=tolerance,
                 timeout_s=self.timeout_s,
@@ -383,6 +406,12 @@ class _Job:
             "signature": stated.to_dict() if stated is not None and route.makes_code else None,
         }
         (folder / _ABOUT).write_text(json.dumps(about), "utf-8")
+
+    def _samples(self, adapter: Adapter, names: Mapping[str, str]) -> Arrays | None:
+        """The samples by the names that an adapter's source has, if it looks at them."""
+        if not isinstance(adapter, CalibratedAdapter) or self.samples is None:
+            return None
+        return {names.get(name, name): array for name, array in self.samples.items()}
 
 
 def _chained(first: Mapping[str, str], then: Mapping[str, str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -118,8 +118,9 @@ def verify(
     *,
     is_code: bool = False,
     renamed: Mapping[str, str] | None = None,
+    broadcast: Collection[str] = (),
     inputs: Sequence[Arrays] | None = None,
-    tolerance: tuple[float, float] = STRICT,
+    tolerance: tuple[float, float] | None = STRICT,
     timeout_s: float | None = None,
 ) -> tuple[Proof, Signature | None]:
     """Runs a converted model beside its source.
@@ -130,9 +131,12 @@ def verify(
         target: Name of its format.
         is_code: It is native code that was just made, which may be loaded.
         renamed: Names of the source -> names of the result, where they differ.
+        broadcast: Inputs of the source of which the result takes one row for all: the source
+            gets the first row as often as there are rows.
         inputs: Sets of inputs; ``None`` makes some up.
         tolerance: ``(atol, rtol)`` of floats; whole numbers, booleans and strings have to
-            be equal.
+            be equal. ``None`` refuses no difference, and tells it against ``STRICT``: what
+            reduced precision may cost, a gate decides.
         timeout_s: Deadline of each load and call.
 
     Returns:
@@ -150,9 +154,15 @@ def verify(
     native = source.format.native_backend
     if _is_out_of_reach(native):
         return Proof(None, f"{native}, which runs the source, is not here"), None
-    signature, sets, wanted = _answers(source, native, inputs, limit_s)
+    signature, sets, wanted = _answers(source, native, inputs, broadcast, limit_s)
     names = dict(renamed or {})
-    given = [{names.get(name, name): array for name, array in one.items()} for one in sets]
+    given = [
+        {
+            names.get(name, name): array[:1] if name in broadcast else array
+            for name, array in one.items()
+        }
+        for one in sets
+    ]
     results = []
     try:
         with Worker() as worker:
@@ -177,7 +187,7 @@ def verify(
             **error.detail,
         ) from error
     differences = [
-        difference(spec.name, names.get(spec.name, spec.name), wanted, results, tolerance)
+        difference(spec.name, names.get(spec.name, spec.name), wanted, results, tolerance or STRICT)
         for spec in signature.outputs
     ]
     found = Proof(
@@ -187,7 +197,7 @@ def verify(
         differences=tuple(differences),
         changes=_changes(signature, loaded.signature, names),
     )
-    if not found.is_equal:
+    if not found.is_equal and tolerance is not None:
         worst = max(differences, key=lambda one: one.excess)
         raise ConversionError(
             f"the converted model computes something else: output '{worst.output}' is off by "
@@ -252,7 +262,11 @@ def _is_out_of_reach(native: str) -> bool:
 
 
 def _answers(
-    source: ModelRef, native: str, inputs: Sequence[Arrays] | None, limit_s: float
+    source: ModelRef,
+    native: str,
+    inputs: Sequence[Arrays] | None,
+    broadcast: Collection[str],
+    limit_s: float,
 ) -> tuple[Signature, Sequence[Arrays], list[Arrays]]:
     """The source's signature, the inputs, and what it answers."""
     with Worker() as worker:
@@ -266,6 +280,7 @@ def _answers(
         sets = inputs
         if sets is None:
             sets = generated(loaded.signature, source.facts.vocabularies)
+        sets = [_of_one_row(one, broadcast) for one in sets]
         taken, answers = [], []
         failure: BridgeError | None = None
         for one in sets:
@@ -284,6 +299,14 @@ def _answers(
             model=source.name,
         ) from failure
     return loaded.signature, taken, answers
+
+
+def _of_one_row(given: Arrays, names: Collection[str]) -> Arrays:
+    """The same inputs, of which some repeat their first row."""
+    return {
+        name: np.repeat(array[:1], len(array), axis=0) if name in names else array
+        for name, array in given.items()
+    }
 
 
 def find_runner(target: str) -> str | None:

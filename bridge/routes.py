@@ -28,9 +28,9 @@ __all__ = [
     "find_routes",
     "held_format",
     "named_route",
-    "precision_of",
     "require_samples",
     "require_target",
+    "route_of",
     "runners",
 ]
 
@@ -71,10 +71,22 @@ class Route:
         return self.adapters[-1].makes_code
 
     @property
+    def tier(self) -> str:
+        """Precision tier of what it makes: ``strict``, ``half`` or ``int8``."""
+        return self._coarsest.tier
+
+    @property
     def precision(self) -> str | None:
         """What the result computes in where that is less than in the model; else ``None``."""
-        most = max(self.adapters, key=lambda one: TIERS.index(one.tier))
-        return most.precision
+        return self._coarsest.precision
+
+    def pays_on(self, kind: str) -> bool:
+        """Whether its precision may be worth measuring on a kind of device."""
+        return all(one.pays_on is None or kind in one.pays_on for one in self.adapters)
+
+    @property
+    def _coarsest(self) -> Adapter:
+        return max(self.adapters, key=lambda one: TIERS.index(one.tier))
 
 
 def find_routes(
@@ -94,9 +106,7 @@ def find_routes(
         tier: Most reduced precision that adapters may write, one of ``TIERS``.
     """
     admitted = TIERS[: TIERS.index(tier) + 1]
-    adapters = [
-        one for one in registry().adapters if one.tier in admitted and not one.only_named
-    ]
+    adapters = [one for one in registry().adapters if one.tier in admitted and not one.only_named]
     found = [
         _judged(model, chain)
         for chain in _paths(model.format.name, target, max_steps, adapters)
@@ -127,10 +137,13 @@ def named_route(model: ModelRef, names: Sequence[str]) -> Route:
     return _judged(model, adapters)
 
 
-def precision_of(route: str) -> str | None:
-    """Precision of what a route makes, told by its name; see ``Route.precision``."""
-    adapters = tuple(registry().adapters.get(name) for name in route.split("+"))
-    return Route(adapters).precision
+def route_of(name: str) -> Route:
+    """The route of a name, as ``Route.name`` makes it; whether it is possible is not asked.
+
+    Raises:
+        BackendNotFound: There is no such adapter.
+    """
+    return Route(tuple(registry().adapters.get(one) for one in name.split("+")))
 
 
 def require_target(target: str) -> None:
