@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bridge.check import Arrays, Layout
-from bridge.dtypes import DType
 from bridge.errors import PredictError
 from bridge.predictor import Predictor, PredictorInfo
 from bridge.signature import Signature
@@ -93,9 +92,8 @@ class ProcessorPredictor(Predictor):
         if array is None:
             got = ", ".join(sorted(found)) or "nothing"
             raise self._odd(f"output '{name}' is missing; it holds {got}", name)
-        kind = DType.of(array.dtype)
-        if spec.dtype is not None and kind is not spec.dtype:
-            raise self._odd(f"output '{name}' is {kind}; the model says {spec.dtype}", name)
+        if spec.dtype is not None and array.dtype != spec.dtype.numpy:
+            raise self._odd(f"output '{name}' is {array.dtype}; the model says {spec.dtype}", name)
         if spec.shape is not None and (
             len(spec.shape) != array.ndim
             or any(

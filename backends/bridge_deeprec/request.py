@@ -86,6 +86,10 @@ _CONTINUED = np.array(
     [sum(128 << 8 * place for place in range(min(max(size - 1, 0), 8))) for size in range(11)],
     np.uint64,
 )
+_POWERS = np.array([1 << 7 * place for place in range(1, 10)], np.uint64)
+_FEW = 1000  # below that, one slow call of numpy costs less than nine quick ones
+_HANDFUL = 24
+_ALL_64 = (1 << 64) - 1
 _KEPT = np.arange(10) < np.arange(11)[:, None]
 
 
@@ -281,8 +285,14 @@ def _integers(span: Span) -> npt.NDArray[np.uint64]:
 def _packed_integers(arrays: Sequence[_Array]) -> Iterator[bytes]:
     """Varints of each array that has values.
 
-    They are made of all arrays at once, since each call of numpy costs a microsecond.
+    They are made of all arrays at once, since each call of numpy costs a microsecond; of a
+    handful of numbers without it.
     """
+    if sum([one.size for one in arrays]) <= _HANDFUL:
+        for one in arrays:
+            if one.size:
+                yield b"".join([_varint(value & _ALL_64) for value in one.ravel().tolist()])
+        return
     flat = [one.reshape(-1).astype(np.int64, copy=False) for one in arrays if one.size]
     if not flat:
         return
@@ -304,12 +314,15 @@ def _varints(values: npt.NDArray[np.uint64]) -> tuple[bytes, npt.NDArray[np.uint
     The groups of 7 bits are spread over 8 bytes in three steps, halves, quarters and
     eighths at a time, and the 8 bits that are left make two more bytes.
     """
-    sizes = np.ones(values.size, np.uint8)
     longest = max(1, -(-int(values.max()).bit_length() // 7))
     if longest == 1:
-        return values.astype(np.uint8).tobytes(), sizes
-    for place in range(1, longest):
-        sizes += values >= np.uint64(1 << 7 * place)
+        return values.astype(np.uint8).tobytes(), np.ones(values.size, np.uint8)
+    if values.size < _FEW:
+        sizes = (np.searchsorted(_POWERS, values, "right") + 1).astype(np.uint8)
+    else:
+        sizes = np.ones(values.size, np.uint8)
+        for power in _POWERS[: longest - 1]:
+            sizes += values >= power
     spread = values & _LOW_56
     for mask, step in _SPREAD:
         high = spread & mask
