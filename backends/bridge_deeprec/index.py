@@ -22,6 +22,7 @@ class IdIndex:
     Args:
         keys: The ids, of shape [rows], int64; kept, not copied, and not to be changed.
         name: Of the tensor, for errors.
+        model: What it belongs to, for errors.
 
     Attributes:
         keys: The same.
@@ -32,7 +33,7 @@ class IdIndex:
 
     __slots__ = ("_index", "keys")
 
-    def __init__(self, keys: Int64s, name: str) -> None:
+    def __init__(self, keys: Int64s, name: str, model: str) -> None:
         import pandas as pd
 
         self.keys = keys
@@ -43,6 +44,7 @@ class IdIndex:
             raise InvalidModel(
                 f"the id {twice} is in '{name}' more than once; wanted each id once.",
                 fix="Save the checkpoint again.",
+                model=model,
                 tensor=name,
                 id=twice,
             )

@@ -77,7 +77,10 @@ def read(folder: Path, *, mmap: bool, verify: bool) -> tuple[int | None, dict[st
             if verify and _digest(path) != entry[kind]:
                 raise _invalid(folder, f"'{path.name}' is not the file that was written")
         tables[name] = Table(
-            name, np.dtype(entry["key_dtype"]), IdIndex(arrays["keys"], name), arrays["values"]
+            name,
+            np.dtype(entry["key_dtype"]),
+            IdIndex(arrays["keys"], name, str(folder)),
+            arrays["values"],
         )
     return manifest["version"], tables
 
@@ -92,15 +95,22 @@ def _array(
             model=str(path.parent),
             file=path.name,
         )
+    array: np.ndarray[Any, Any]
     try:
-        # Nothing of shape () or (0,) can be mapped, and a file of no bytes cannot be.
-        array = np.load(path, mmap_mode="r" if mmap and 0 not in shape else None)
+        # Not numpy.load, which also opens archives. An array without elements cannot be mapped.
+        if mmap and 0 not in shape:
+            array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
+        else:
+            with path.open("rb") as file:
+                array = np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
         raise _invalid(path.parent, f"'{path.name}' is no sound .npy file: {error}") from error
-    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.shape != shape:
-        got = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
-        raise _invalid(path.parent, f"'{path.name}' should be {dtype}{list(shape)} and is {got}")
-    return np.asarray(array) if array.flags.c_contiguous else np.ascontiguousarray(array)
+    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
+        raise _invalid(
+            path.parent,
+            f"'{path.name}' should be {dtype}{list(shape)} and is {array.dtype}{list(array.shape)}",
+        )
+    return array
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

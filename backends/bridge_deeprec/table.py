@@ -135,26 +135,27 @@ class Table:
             target[newer] = self.changes.values[flat[newer] - len(self.values)]
         return out
 
-    def changed_by(self, keys: Int64s, values: Floats, source: str) -> Self:
+    def changed_by(self, keys: Int64s, values: Floats, name: str, model: str) -> Self:
         """This table with other or more rows; itself it stays as it is.
 
         Args:
             keys: Ids, each once, of shape [n].
             values: Their rows, of shape [n, dim].
-            source: The tensor that the ids come from, for errors.
+            name: The tensor that the ids come from, for errors.
+            model: The checkpoint that this is in, for errors.
 
         Raises:
             InvalidModel: An id is there twice.
         """
         if not len(keys):
             return self
-        index = IdIndex(keys, source)
+        index = IdIndex(keys, name, model)
         if self.changes is not None:
             earlier = self.changes
             at = earlier.index.positions(keys)
             fresh = at < 0
             if fresh.any():
-                index = IdIndex(np.concatenate([earlier.index.keys, keys[fresh]]), source)
+                index = IdIndex(np.concatenate([earlier.index.keys, keys[fresh]]), name, model)
             else:
                 index = earlier.index
             merged = np.concatenate([earlier.values, values[fresh]])
@@ -177,7 +178,7 @@ class Table:
         values[len(self) :] = self.defaults
         index = self.index
         if changes.added:
-            index = IdIndex(np.concatenate([index.keys, changes.index.keys[fresh]]), self.name)
+            index = IdIndex(np.concatenate([index.keys, changes.index.keys[fresh]]), self.name, "")
         return replace(self, index=index, values=values, changes=None)
 
 

@@ -120,7 +120,9 @@ class Tables:
             rows = default_rows(name, info.dim, given.get(name))
             keys, values = checkpoint.read_embedding(name, spare=len(rows))
             values[len(keys) :] = rows
-            index = IdIndex(keys.astype(np.int64, copy=False), f"{name}-keys")
+            index = IdIndex(
+                keys.astype(np.int64, copy=False), f"{name}-keys", str(checkpoint.prefix)
+            )
             tables[name] = Table(name, info.key_dtype, index, values)
         return cls(Snapshot(checkpoint.version, tables))
 
@@ -186,7 +188,10 @@ class Tables:
             for info in delta.variables:
                 keys, values = delta.read_embedding(info.name)
                 tables[info.name] = tables[info.name].changed_by(
-                    keys.astype(np.int64, copy=False), values, f"{info.name} of {delta.prefix.name}"
+                    keys.astype(np.int64, copy=False),
+                    values,
+                    f"{info.name}-sparse_incr_keys",
+                    str(delta.prefix),
                 )
             after = self._current = Snapshot(delta.version, tables)
             if any(_is_large(table) for table in tables.values()):
