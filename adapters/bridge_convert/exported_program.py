@@ -10,9 +10,9 @@ from typing import Any
 import bridge
 from bridge.errors import ConversionError, UnsupportedModel
 from bridge.logs import logger
-from bridge_convert import openvino_ir
+from bridge_convert import onnx_file, openvino_ir
 from bridge_convert.saved_model import OnnxOptions
-from bridge_convert.signature import available, name_onnx, signature_of
+from bridge_convert.signature import available, signature_of
 from bridge_convert.tracing import NEWEST_OPSET, examples, export_onnx, quiet, traced
 
 __all__ = ["ExportedProgramToAotInductor", "ExportedProgramToIr", "ExportedProgramToOnnx"]
@@ -61,16 +61,14 @@ class ExportedProgramToOnnx(bridge.Adapter):
                         raise
                     _log.warning("torch.onnx (dynamo) failed, so the program is traced: %s", error)
                     used = "traced"
+                    for item in target.parent.iterdir():  # half of a file, maybe
+                        item.unlink()
             if used == "traced":
                 tensors = examples(signature)
                 frozen, outputs = traced(_flat(program), tensors)
                 export_onnx(frozen, outputs, tensors, signature, target, options.opset)
-            import onnx
-
-            proto = onnx.load(str(target))
-            name_onnx(proto, signature)
-            onnx.save_model(proto, str(target))
-        return {"exporter": used, "opset": options.opset, "nodes": len(proto.graph.node)}
+            nodes = onnx_file.finish_onnx(target, signature)
+        return {"exporter": used, "opset": options.opset, "nodes": nodes}
 
 
 class ExportedProgramToIr(openvino_ir.ToIr):
@@ -161,7 +159,8 @@ def _dynamo(program: Any, signature: bridge.Signature, target: Path, opset: int)
             wanted=opset,
             got=written,
         )
-    made.save(str(target))
+    weights = sum(one.const_value.nbytes for one in made.model.graph.initializers.values())
+    made.save(str(target), external_data=weights > onnx_file.LARGEST_BYTES)
 
 
 def _flat(program: Any) -> Any:

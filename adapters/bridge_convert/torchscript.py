@@ -10,8 +10,9 @@ import bridge
 from bridge.errors import OptionError, UnsupportedModel, nearest
 from bridge.formats.torch.script import Argument, script_signature
 from bridge_convert import openvino_ir
+from bridge_convert.onnx_file import finish_onnx
 from bridge_convert.saved_model import OnnxOptions
-from bridge_convert.signature import available, name_onnx
+from bridge_convert.signature import available
 from bridge_convert.tracing import examples, export_onnx, quiet, traced
 
 __all__ = ["TorchscriptToIr", "TorchscriptToOnnx"]
@@ -50,8 +51,6 @@ class TorchscriptToOnnx(_FromTorchscript):
     def _convert(
         self, model: bridge.ModelRef, target: Path, options: OnnxOptions
     ) -> Mapping[str, Any]:
-        import onnx
-
         with quiet():
             assert model.declared is not None
             module = _loaded(model)
@@ -60,10 +59,8 @@ class TorchscriptToOnnx(_FromTorchscript):
             frozen, outputs = traced(module, tensors)
             named = _with_outputs(signature, outputs)
             export_onnx(frozen, named.output_names, tensors, named, target, options.opset)
-            proto = onnx.load(str(target))
-            name_onnx(proto, named)
-            onnx.save_model(proto, str(target))
-        return {"opset": options.opset, "nodes": len(proto.graph.node)}
+            nodes = finish_onnx(target, named)
+        return {"opset": options.opset, "nodes": nodes}
 
 
 class TorchscriptToIr(_FromTorchscript, openvino_ir.ToIr):

@@ -16,6 +16,7 @@ from typing import Any
 import bridge
 from bridge.errors import ConversionError, OptionError, UnsupportedModel
 from bridge.formats.torch.structure import named_leaves
+from bridge_convert import onnx_file
 
 __all__ = ["NEWEST_OPSET", "examples", "export_onnx", "quiet", "traced"]
 
@@ -102,6 +103,16 @@ def _keeps_state(graph: Any) -> bool:
     )
 
 
+def _weight_bytes(graph: Any) -> int:
+    """Size of the tensors in a frozen graph, which are constants of it."""
+    tensors = [
+        node.t("value")
+        for node in graph.findAllNodes("prim::Constant")
+        if node.hasAttribute("value") and node.kindOf("value") == "t"
+    ]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 def export_onnx(
     frozen: Any,
     outputs: tuple[str, ...],
@@ -122,6 +133,7 @@ def export_onnx(
 
     Raises:
         OptionError: It does not write this opset.
+        UnsupportedModel: The weights do not fit into one file.
         ConversionError: An operator is not known to it, by name.
     """
     import torch
@@ -134,6 +146,15 @@ def export_onnx(
             value=opset,
         )
 
+    weights = _weight_bytes(frozen.graph)
+    if weights > onnx_file.LARGEST_BYTES:
+        raise UnsupportedModel(
+            f"torch's older exporter writes one file; the model has {weights} bytes of weights, "
+            f"and {onnx_file.LARGEST_BYTES} fit into it.",
+            fix="Export the model with torch.export.save and convert that, or convert to "
+            "openvino_ir.",
+            weights=weights,
+        )
     axes: dict[str, dict[int, str]] = {}
     for spec in signature.required:
         for axis, size in enumerate(spec.shape or ()):

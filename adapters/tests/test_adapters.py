@@ -16,6 +16,7 @@ import bridge
 from bridge.errors import ConversionError, OptionError, UnsupportedModel, UntrustedModel
 from bridge.loading import open_model
 from bridge.registry import registry
+from bridge_convert import onnx_file
 
 SUFFIXES = {"onnx": ".onnx", "openvino_ir": ".xml", "saved_model": "", "aot_inductor": ".pt2"}
 
@@ -165,6 +166,35 @@ def test_the_older_exporter_takes_exported_programs_too(
     options = {"exporter": "traced"}
     found = check(convert("exported_program-to-onnx", exported, tmp_path, options=options))
     assert dims(found) == NAMED
+
+
+def test_weights_too_large_for_one_file_are_beside_it(
+    exported: Path,
+    check: Callable[..., bridge.Signature],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    monkeypatch.setattr(onnx_file, "LARGEST_BYTES", 100)
+    made = convert("exported_program-to-onnx", exported, tmp_path)
+    assert dims(check(made)) == NAMED
+    assert [one.name for one in open_model(made).format.files(open_model(made))] == [
+        "made.onnx",
+        "made.onnx.data",
+    ]
+    proto = onnx.load(made, load_external_data=False)
+    assert any(map(onnx.external_data_helper.uses_external_data, proto.graph.initializer))
+
+
+def test_the_older_exporter_takes_no_weights_too_large_for_one_file(
+    torchscript: Path,
+    stated: bridge.Signature,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(onnx_file, "LARGEST_BYTES", 800)  # the table alone
+    with pytest.raises(UnsupportedModel, match="one file; the model has 856 bytes of weights"):
+        convert("torchscript-to-onnx", torchscript, tmp_path, signature=stated)
 
 
 @pytest.mark.parametrize(("exporter", "opset"), [("auto", 13), ("dynamo", 21)])
