@@ -13,14 +13,12 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from bridge.backend import Backend, Refusal
-from bridge.device import CPU, Device, driver_devices
+from bridge.device import CPU, Device
 from bridge.errors import (
     BackendUnavailable,
-    BridgeError,
     DeviceUnavailable,
     OptionError,
     UnsupportedModel,
@@ -29,12 +27,19 @@ from bridge.errors import (
 from bridge.model import ModelRef
 from bridge.options import TIERS, Options
 from bridge.registry import registry
+from bridge.routes import route_of
 from bridge.search import Pruned, combine
+from bridge_bench.places import find_places
 
-__all__ = ["PlannedArm", "plan"]
+__all__ = ["NO_GAIN", "TIER", "PlannedArm", "plan"]
 
-# Device files of GPUs and NPUs that are not the NVIDIA driver's.
-_OTHER_DEVICES = (Path("/dev/dri"), Path("/dev/accel"))
+NO_GAIN = "no-gain"
+"""Rule that leaves out a reduced precision on devices that compute in it no faster."""
+TIER = "precision-tier"
+"""Rule that leaves out what is more reduced than was asked for."""
+
+# Option sets that are measured of a model of reduced precision, for each backend and device.
+_REDUCED_VARIANTS = 3
 _NO_BACKEND = ("format", "dtype", "dynamic-dims")
 
 
@@ -50,7 +55,7 @@ class PlannedArm:
         model: Index into the models.
         backend, device: Names.
         options: ``None`` where there are none because the arm is left out.
-        tier: Precision tier of the options.
+        tier: Precision tier of the options, or of the model where that is more reduced.
         is_default: The native backend of the first model with default options.
         process_key: Arms of one key may live in one process.
         prepares: Loading or the first calls convert, compile or build for long.
@@ -153,7 +158,10 @@ def plan(
     for index, model in enumerate(models):
         native = model.format.native_backend
         for backend in _ordered(native, backends, keep_native=index == 0):
-            for bare in _arms(backend, index, model.served, wanted):
+            found = _arms(backend, index, model.served, wanted)
+            if suffixes[index]:
+                found = _reduced(found, suffixes[index][1:])
+            for bare in found:
                 if suffixes[index] and bare.rule == "format":
                     continue  # it was not converted for this one
                 is_default = (
@@ -167,6 +175,28 @@ def plan(
                 arms.append(_excluded(arm, wanted))
     _require_some(arms, models[0])
     return tuple(_within(_unique(arms), max_arms))
+
+
+def _reduced(arms: Iterator[PlannedArm], route: str) -> Iterator[PlannedArm]:
+    """The arms on a converted model, which may compute in less than the arms themselves."""
+    way = route_of(route)
+    if way.precision is None:
+        yield from arms
+        return
+    counts: dict[Device, int] = {}
+    for arm in arms:
+        if arm.options is None:
+            if arm.rule in _UNUSABLE or arm.rule == "format":
+                yield arm
+            continue  # what is not worth it is told of the model that it was made from
+        tier = max(arm.tier, way.tier, key=TIERS.index)
+        counts[arm.device] = count = counts.get(arm.device, 0) + 1
+        if not way.pays_on(arm.device.kind):
+            if count == 1:
+                reason = f"{way.precision} of {route} does not pay on {arm.device}."
+                yield dataclasses.replace(arm, tier=tier, rule=NO_GAIN, reason=reason)
+        elif count <= _REDUCED_VARIANTS:
+            yield dataclasses.replace(arm, tier=tier)
 
 
 def _ordered(native: str, names: Sequence[str] | None, *, keep_native: bool) -> Iterator[Backend]:
@@ -203,7 +233,7 @@ def _arms(backend: Backend, index: int, model: ModelRef, wanted: _Wanted) -> Ite
     if not found.installed:
         yield left_out("not-installed", f"{found.reason}.", found.fix)
         return
-    devices, missing = _devices(backend, model, wanted.devices)
+    devices, missing = find_places(backend, model, wanted.devices)
     for device, error in missing:
         builds = backend.capabilities(device)
         rule = "builder-only" if builds.formats and not builds.predicts else "no-device"
@@ -281,58 +311,6 @@ def _settled(
     return combine(kind, candidates)
 
 
-def _devices(
-    backend: Backend, model: ModelRef, wanted: tuple[Device, ...] | None
-) -> tuple[list[Device], list[tuple[Device, BridgeError]]]:
-    """Devices to try, and those that are missing with the reason."""
-    is_asked = wanted is not None
-    try:
-        there = backend.devices() if _may_have_others(backend, wanted) else (CPU,)
-    except Exception as error:  # noqa: BLE001 - of a runtime that cannot even list devices
-        reason = f"{backend.name} could not list its devices: {error}"
-        place = backend.default_device(model)
-        return [], [(place, DeviceUnavailable(reason))]
-    there = tuple(item for item in there if item.kind in backend.device_kinds)
-    if wanted is None:
-        # "auto" is the backend's choice among the others.
-        wanted = tuple(
-            item for item in there if item.kind != "auto" and _runs_on(model, item.kind)
-        ) or (backend.default_device(model),)
-    missing: list[tuple[Device, BridgeError]] = []
-    for device in wanted:
-        if device not in there:
-            missing.append((device, backend.missing_device(device)))
-        elif is_asked and not _runs_on(model, device.kind):
-            text = f"{model.format.title} models do not run on {device}."
-            missing.append((device, DeviceUnavailable(text)))
-    gone = {device for device, _ in missing}
-    return [item for item in wanted if item not in gone], missing
-
-
-def _may_have_others(backend: Backend, wanted: tuple[Device, ...] | None) -> bool:
-    """Whether it is worth asking the runtime, which it may have to import for that."""
-    kinds = set(backend.device_kinds) - {"cpu"}
-    if wanted is not None:
-        kinds &= {item.kind for item in wanted}
-    if not kinds:
-        return False
-    if "cpu" not in backend.device_kinds or wanted is not None:
-        return True
-    return any(_may_have(kind) for kind in kinds)
-
-
-def _may_have(kind: str) -> bool:
-    """Whether the machine may have a device of this kind, as far as its files tell."""
-    if kind == "cuda":
-        return len(driver_devices()) > 1 or Path("/dev/nvidiactl").exists()
-    return kind in ("gpu", "npu") and any(path.exists() for path in _OTHER_DEVICES)
-
-
-def _runs_on(model: ModelRef, kind: str) -> bool:
-    """Formats name cpu and cuda; what else a backend offers is its own affair."""
-    return kind in model.format.devices or (kind != "cuda" and "cpu" in model.format.devices)
-
-
 def _excluded(arm: PlannedArm, wanted: _Wanted) -> PlannedArm:
     """The arm, left out if the caller does not want it."""
     if arm.rule is not None:
@@ -343,7 +321,7 @@ def _excluded(arm: PlannedArm, wanted: _Wanted) -> PlannedArm:
     if TIERS.index(arm.tier) > TIERS.index(wanted.tier):
         return _without(
             arm,
-            "precision-tier",
+            TIER,
             f"it computes with the precision of tier '{arm.tier}'; "
             f"'{wanted.tier}' is the most reduced that is admitted.",
             f"Admit tier '{arm.tier}'.",

@@ -207,7 +207,7 @@ def test_each_reason_to_leave_a_backend_out_has_a_rule(stage: Stage, tmp_path: P
 def test_devices(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = (bridge.CPU, CUDA)
     stage(Fake("native", places=both), Fake("other"))
-    monkeypatch.setattr("bridge_bench.plan._may_have_others", lambda *_: True)
+    monkeypatch.setattr("bridge_bench.places._may_have_others", lambda *_: True)
     found = by_id(plan([model(tmp_path)]))
     assert list(found)[:3] == ["native", "native/threads=1", "native@cuda:0"]
     assert list(found)[3:] == ["native/threads=1@cuda:0", "other", "other/threads=1"]
@@ -231,11 +231,11 @@ def test_runtimes_are_not_asked_for_devices_without_a_reason(
             raise AssertionError("this imports the runtime")
 
     stage(Eager("native"))
-    monkeypatch.setattr("bridge_bench.plan._may_have", lambda _: False)
+    monkeypatch.setattr("bridge_bench.places._may_have", lambda _: False)
     assert [arm.id for arm in plan([model(tmp_path)])] == ["native", "native/threads=1"]
     monkeypatch.undo()
     stage(Eager("native"), Fake("other"))
-    monkeypatch.setattr("bridge_bench.plan._may_have", lambda _: True)
+    monkeypatch.setattr("bridge_bench.places._may_have", lambda _: True)
     found = by_id(plan([model(tmp_path)]))
     assert found["native"].rule == "no-device"
     assert "this imports the runtime" in found["native"].reason
