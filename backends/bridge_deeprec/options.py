@@ -29,7 +29,7 @@ STORAGE = {"default": 0, "dram": 1, "dram_ssdhash": 12}
 
 @dataclass(frozen=True, kw_only=True)
 class DeeprecOptions(Options):
-    """Settings of ``libserving_processor.so`` and of the process that it runs in.
+    """Settings of ``libserving_processor.so``; none was measured: it was not to be had here.
 
     ``signature_name``, ``savedmodel_dir`` and ``serialize_protocol`` are not among them: the
     bridge sets these keys from the model, and to the one protocol that works.
