@@ -91,7 +91,7 @@ class DeeprecToSavedModel(bridge.Adapter):
         return {
             "signature": key,
             "lookups": len(whole.rows),
-            "tables": {name: one.rows for name, one in tables.current.tables.items()},
+            "tables": {name: len(one) for name, one in tables.current.tables.items()},
             "versions": {"full": checkpoint.version, "newest": newest},
             "random_default_rows": sorted(name for name, one in defaults.items() if one is None),
         }

@@ -77,7 +77,7 @@ class TablesPredictor(Predictor):
         """What ``info`` says of the tables."""
         now = self._tables.current
         about = {
-            "tables": {name: one.rows for name, one in now.tables.items()},
+            "tables": {name: len(one) for name, one in now.tables.items()},
             "tables_version": now.version,
             "dense_version": self._versions.get("full"),
             "atomic_delta_update": True,

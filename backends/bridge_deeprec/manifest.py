@@ -61,7 +61,7 @@ class Manifest:
                 "" if TABLES in path.parts[:-1] else _digest(path),
             )
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name != NAME
+            if path.is_file() and path != folder / NAME
         }
         about = {
             "kind": KIND,

@@ -100,7 +100,7 @@ def convert(
             {
                 "model": str(found.file),
                 "source": found.format.name,
-                "target": to,
+                "target": made.target,
                 "adapter": made.route.rpartition("+")[2],
                 "route": made.route.split("+"),
                 "path": str(out.absolute()),
@@ -121,7 +121,7 @@ def convert(
         {
             "model": f"{found.name} ({found.format.name})",
             "adapter": made.route.replace("+", " + "),
-            "written": f"{out} ({to}, {units.size(size_bytes)})",
+            "written": f"{out} ({made.target}, {units.size(size_bytes)})",
             "took": units.duration(made.convert_s) + (", earlier" if made.is_cached else ""),
             "verified": _verdict(made.proof),
             **tried,
