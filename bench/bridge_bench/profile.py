@@ -126,6 +126,9 @@ class InputProfile:
     def batches(self, signature: Signature, rows: int) -> Iterator[Arrays]:
         """All rows of the samples once, in order, ``rows`` at a time; the last may be fewer.
 
+        Nothing of them is broadcast: labels and expected outputs are those of rows as they
+        were recorded.
+
         Raises:
             InputError: There are no samples, or none with a batch axis; as for ``make``.
         """
@@ -141,7 +144,8 @@ class InputProfile:
         size = max(1, rows)
         for start in range(0, total, size):
             picks = np.arange(start, min(start + size, total))
-            yield self._filled(signature, start, len(picks), self._drawn(signature, picks))
+            drawn = self._drawn(signature, picks)
+            yield self._filled(signature, start, len(picks), drawn, is_recorded=True)
 
     def describe(self, signature: Signature) -> dict[str, str]:
         """What each input gets, and why, in words; for reports.
@@ -203,8 +207,16 @@ class InputProfile:
             seed=data["seed"],
         )
 
-    def _filled(self, signature: Signature, variant: int, rows: int, drawn: Arrays) -> Arrays:
-        """Makes what is not drawn, and repeats what is broadcast."""
+    def _filled(
+        self,
+        signature: Signature,
+        variant: int,
+        rows: int,
+        drawn: Arrays,
+        *,
+        is_recorded: bool = False,
+    ) -> Arrays:
+        """Makes what is not drawn, and repeats what is broadcast, unless drawn rows stay."""
         self._check(signature, rows)
         wanted = self._wanted(signature)
         try:
@@ -218,7 +230,9 @@ class InputProfile:
         arrays: Arrays = {}
         for spec in wanted:
             kind, _ = self._kind(spec)
-            axis = axes.get(spec.name) if kind is not None and kind.broadcast else None
+            is_drawn = kind is None or kind.kind is None
+            repeats = kind is not None and kind.broadcast and not (is_drawn and is_recorded)
+            axis = axes.get(spec.name) if repeats else None
             if kind is None or kind.kind is None:
                 array = drawn[spec.name]
                 if axis is not None:

@@ -289,6 +289,15 @@ def test_rows_are_drawn_together_and_all_before_any_comes_again() -> None:
     assert profile.describe(IDS)["user_id"] == "rows of 'arrays', in random order"
 
 
+def test_recorded_rows_are_gone_through_as_they_are_whatever_is_broadcast() -> None:
+    recorded = samples()
+    profile = InputProfile(samples=recorded, values={"user_*": "broadcast"})
+    batches = list(profile.batches(IDS, 4))
+    for name in ("user_id", "user_age", "item_id"):  # labels belong to these very rows
+        whole = np.concatenate([one[name] for one in batches])
+        np.testing.assert_array_equal(whole, recorded.arrays[name])
+
+
 def test_values_override_samples_and_broadcast_repeats_one_of_them() -> None:
     profile = InputProfile(
         rows=5,
