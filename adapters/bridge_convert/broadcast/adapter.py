@@ -38,7 +38,7 @@ class OnnxBroadcast(bridge.Adapter):
     sources = frozenset({"onnx"})
     target = "onnx"
     options_type = BroadcastOptions
-    distributions = ("onnxslim", "onnx")
+    distributions = ("onnxslim", "onnx", "inference-bridge")  # the rewriting is its own
     only_named = True
 
     def probe(self) -> bridge.Availability:
@@ -58,7 +58,9 @@ class OnnxBroadcast(bridge.Adapter):
         constants = work.run()
         made = _assembled(source, work, constants, signature, marked)
         if made.ByteSize() > _LARGEST:
-            onnx.save_model(made, str(target), save_as_external_data=True, location=f"{target.stem}.bin")
+            onnx.save_model(
+                made, str(target), save_as_external_data=True, location=f"{target.stem}.bin"
+            )
             onnx.checker.check_model(str(target))
         else:
             onnx.checker.check_model(made, full_check=True)

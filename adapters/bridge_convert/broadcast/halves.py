@@ -41,7 +41,7 @@ class Halves:
         along: The axis of the columns.
         axis: The axis that counts rows.
         rank: Rank of the value and of both halves.
-        pieces: What it is made of, in the order of its columns; empty where they are mixed.
+        pieces: What it is made of; empty where that is the two halves.
     """
 
     name: str
@@ -54,10 +54,19 @@ class Halves:
     rank: int
     pieces: tuple[Piece, ...] = ()
 
+    @property
+    def parts(self) -> tuple[Piece, ...]:
+        """The pieces, or the halves where there are no smaller ones."""
+        return self.pieces or (
+            Piece(self.one, True, self.one_columns),
+            Piece(self.full, False, self.full_columns),
+        )
+
     def whole(self, draft: Draft) -> str:
         """Puts the columns together again, with all rows; the name of the result."""
         order = [*self.one_columns, *self.full_columns]
-        if self.pieces:
+        columns = [column for piece in self.pieces for column in piece.columns]
+        if columns and columns == sorted(columns):
             parts: list[str] = []
             for is_one, run in groupby(self.pieces, lambda piece: piece.is_one):
                 names = [piece.name for piece in run]
@@ -89,8 +98,6 @@ def joined(
             names[0] if len(names) == 1 else draft.add("Concat", names, hint, axis=along),
             tuple(column for piece in chosen for column in piece.columns),
         )
-    columns = [column for piece in pieces for column in piece.columns]
-    in_order = columns == list(range(len(columns)))
     return Halves(
         name,
         found[True][0],
@@ -100,7 +107,7 @@ def joined(
         along,
         axis,
         rank,
-        tuple(pieces) if in_order else (),
+        tuple(pieces),
     )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bridge_convert.broadcast.dots import dots
 from bridge_convert.broadcast.halves import Halves
 from bridge_convert.broadcast.rows import ELEMENTWISE, FREE, REDUCTIONS
 from bridge_convert.broadcast.source import attribute, normal
@@ -43,6 +44,8 @@ def spread(work: Rewriting, node: Any, axis: int) -> bool:
         return _elementwise(work, node, axis)
     if not isinstance(first, Halves):
         return False
+    if op == "MatMul" and isinstance(work.values[node.input[1]], Halves):
+        return dots(work, node)
     if op in ("Gemm", "MatMul"):
         return _dense(work, node, first, axis)
     if op in REDUCTIONS:
@@ -170,7 +173,10 @@ def _gather(work: Rewriting, node: Any, given: Halves, axis: int) -> bool:
         if not places:
             return False  # then all of it is in the other half, which is rare
         local = np.array([where[picked[place]] for place in places], np.int64)
-        inputs = [given.one if half == "one" else given.full, draft.constant(local, f"{name}.{half}")]
+        inputs = [
+            given.one if half == "one" else given.full,
+            draft.constant(local, f"{name}.{half}"),
+        ]
         found.append((draft.copy_fresh(node, inputs, f"{name}.{half}"), places))
     work.once += 1
     (one, one_columns), (full, full_columns) = found

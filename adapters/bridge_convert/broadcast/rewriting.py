@@ -205,8 +205,8 @@ class Rewriting:
             value = self.values[name]
             if isinstance(value, Halves) and value.along == along:
                 pieces += [
-                    Piece(value.one, True, tuple(columns[one] for one in value.one_columns)),
-                    Piece(value.full, False, tuple(columns[one] for one in value.full_columns)),
+                    Piece(one.name, one.is_one, tuple(columns[place] for place in one.columns))
+                    for one in value.parts
                 ]
             elif isinstance(value, Halves):
                 pieces.append(Piece(self.full(name), False, tuple(columns)))
