@@ -164,8 +164,8 @@ def assemble(
             f"{100 * request.protocol.canary_tolerance:g} % in more blocks than could be redone"
         )
     arms = tuple(_arm(request, one, heats, verdicts) for one in entrants)
-    by_name = {one.name for one in request.models}
-    if len(by_name) < len(request.models):
+    own = request.models[: len(request.models) - len(request.converted_by)]
+    if len({one.name for one in own}) < len(own):
         warnings.append("two models have the same file name; arm ids tell them apart by number")
     inputs, outputs = axes(signature, request.profile.batch_dim)
     best = [a for a in arms if a.buckets and a.bucket(request.buckets[0].rows)]

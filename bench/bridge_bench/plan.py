@@ -186,9 +186,7 @@ def _reduced(arms: Iterator[PlannedArm], route: str) -> Iterator[PlannedArm]:
     counts: dict[Device, int] = {}
     for arm in arms:
         if arm.options is None:
-            if arm.rule in _UNUSABLE or arm.rule == "format":
-                yield arm
-            continue  # what is not worth it is told of the model that it was made from
+            continue  # it is told of the model that it was made from
         tier = max(arm.tier, way.tier, key=TIERS.index)
         counts[arm.device] = count = counts.get(arm.device, 0) + 1
         if not way.pays_on(arm.device.kind):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bridge_cli.arguments import AsJson, Model, Trust
-from bridge_cli.profile import SignatureText, read_signature
+from bridge_cli.profile import SignatureText, read_signature, stated_signature
 from bridge_cli.quantities import parse_duration_s
 
 if TYPE_CHECKING:
@@ -24,11 +25,14 @@ Examples:
   bridge convert saved_model/ --to onnx -o model.onnx
   bridge convert model.pt --to openvino_ir --signature signature.json -o model.xml
   bridge convert model.onnx --to engine -o model.engine
+  bridge convert model.onnx --to onnx --adapter onnx-int8-static --samples rows.npz -o int8.onnx
 
 \b
 Routes over several adapters are found by search and tried in turn, the shortest first. The
 result is run beside its source on made-up inputs before it is written: one that computes
-something else is refused. 'bridge routes MODEL' shows the routes.
+something else is refused. 'bridge routes MODEL' shows the routes. Adapters that reduce
+precision are taken only where --adapter names them; their largest error is shown, and
+whether it is small enough is for 'bridge select' to say.
 
 \b
 Exit status: 0; 3 if no adapter reads the model; 4 if there is no such format or adapter,
@@ -54,6 +58,13 @@ def convert(
         ),
     ] = None,
     signature: SignatureText = None,
+    samples: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.npz",
+            help="Recorded rows for an adapter that is calibrated: one array for each input.",
+        ),
+    ] = None,
     verify: Annotated[
         bool,
         typer.Option("--verify/--no-verify", help="Compare the result with its source."),
@@ -79,6 +90,12 @@ def convert(
     found = open_model(model, signature=declared, trust=trust)
     _check_adapters(to, adapter or ())
     require_place(out)
+    rows = None
+    if samples is not None:
+        from bridge_bench.samples import Samples
+
+        stated = stated_signature(model, declared, trust=trust)
+        rows = dict(Samples.read(samples, stated).arrays)
     with Progress() as tell:
         made = converted(
             model,
@@ -88,6 +105,7 @@ def convert(
             signature=declared,
             trust=trust,
             verify=verify,
+            samples=rows,
             timeout_s=limit_s,
             name=out.name,
             tell=tell,
@@ -107,6 +125,7 @@ def convert(
                 "size_bytes": size_bytes,
                 "convert_s": made.convert_s,
                 "was_cached": made.is_cached,
+                "precision": made.precision,
                 "facts": told,
                 "failed": [
                     {"route": one.route.split("+"), "error": one.error.message}
@@ -124,6 +143,7 @@ def convert(
             "written": f"{out} ({made.target}, {units.size(size_bytes)})",
             "took": units.duration(made.convert_s) + (", earlier" if made.is_cached else ""),
             "verified": _verdict(made.proof),
+            **_precision(made),
             **tried,
             **{key.replace("_", " "): _text(value) or "-" for key, value in told.items()},
         }
@@ -189,6 +209,9 @@ def _facts(made: Converted) -> dict[str, Any]:
 
 def _proof(proof: Proof) -> dict[str, Any]:
     found = proof.to_dict()
+    for one in found["differences"]:
+        for key in ("max_abs", "excess"):  # JSON has no infinity
+            one[key] = one[key] if math.isfinite(one[key]) else None
     return {**found, "backends": list(proof.backends), "changes": list(proof.changes)}
 
 
@@ -201,6 +224,21 @@ def _verdict(proof: Proof | None) -> str:
     source, result = proof.backends
     text = f"on {result} against {source}, {proof.calls} calls: {worst:.2g} of what is allowed"
     return text + "".join(f"; {change}" for change in proof.changes)
+
+
+def _precision(made: Converted) -> dict[str, str]:
+    """What a reduced precision costs, and who decides on that."""
+    if made.precision is None:
+        return {}
+    judge = "whether that is good enough, the gate of 'bridge select' decides"
+    found = made.proof.differences if made.proof is not None else ()
+    if not found:
+        return {"precision": f"{made.precision}; not compared: {judge}"}
+    worst = max(found, key=lambda one: one.max_abs)
+    return {
+        "precision": f"{made.precision}; largest error {worst.max_abs:.2g}, of output "
+        f"'{worst.output}': {judge}"
+    }
 
 
 def _size_bytes(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,6 +21,7 @@ EPILOG = """
 Examples:
   bridge routes saved_model/
   bridge routes model.pt --signature signature.json --verify
+  bridge routes model.onnx --to onnx
 
 \b
 Exit status: 0, whatever the routes are; others as in 'bridge --help'.
@@ -44,6 +46,7 @@ def routes(
 ) -> None:
     """List the formats that a model can be converted to, by which adapters, and what runs them."""
     from bridge.loading import open_model
+    from bridge.options import TIERS
     from bridge.routes import find_routes, require_target, runners
     from bridge_cli.render import Progress, print_json, print_line, print_table
 
@@ -54,7 +57,7 @@ def routes(
     found = open_model(model, signature=declared, trust=trust)
     rows = []
     with Progress() as tell:
-        for route in find_routes(found, to):
+        for route in find_routes(found, to, tier=TIERS[-1]):
             row = _row(route, [backend.name for backend in runners(route.target)])
             if verify and route.status == "possible":
                 row |= _tried(model, route, declared, trust=trust, timeout_s=limit_s, tell=tell)
@@ -66,11 +69,12 @@ def routes(
         print_line(f"no adapter reads {found.format.title}")
         return
     print_table(
-        ("target", "route", "runs on", "status", "why"),
+        ("target", "route", "precision", "runs on", "status", "why"),
         [
             (
                 row["target"],
                 " + ".join(row["adapters"]),
+                row["precision"] or "-",
                 ", ".join(row["backends"]) or "nothing",
                 row["status"],
                 f"{row['reason']} {row['fix']}".strip(),
@@ -86,6 +90,7 @@ def _row(route: Route, backends: list[str]) -> dict[str, Any]:
         "target": route.target,
         "adapters": [adapter.name for adapter in route.adapters],
         "backends": backends,
+        "precision": route.precision,
         "status": route.status.replace(" ", "_"),
         "reason": route.reason,
         "fix": route.fix,
@@ -117,9 +122,14 @@ def _tried(
     if made.proof.is_equal is None:
         reason = f"It converts, but was not compared: {made.proof.reason}."
         return {"status": "converted", "reason": reason, "convert_s": made.convert_s}
+    reasons = [f"{text}." for text in made.proof.changes]
+    worst = max((one.excess for one in made.proof.differences), default=0.0)
+    if made.precision is not None:
+        off = max((one.max_abs for one in made.proof.differences), default=0.0)
+        reasons.append(f"Its largest error is {off:.2g}; only a gate can say if that will do.")
     return {
-        "status": "verified",
-        "reason": " ".join(f"{text}." for text in made.proof.changes),
-        "max_excess": max((one.excess for one in made.proof.differences), default=0.0),
+        "status": "verified" if made.proof.is_equal else "converted",
+        "reason": " ".join(reasons),
+        "max_excess": worst if math.isfinite(worst) else None,
         "convert_s": made.convert_s,
     }
