@@ -20,6 +20,7 @@ import bridge_zoo
 from bridge import recording
 from bridge.check import Arrays
 from bridge.conversion import convert
+from bridge.device import CPU
 from bridge.errors import BridgeError, MeasureError
 from bridge.record import ArmRecord, MetricRecord, Protocol, SelectionRecord
 from bridge.registry import registry
@@ -29,6 +30,7 @@ from bridge_bench.metrics import MetricRule
 from bridge_bench.profile import InputProfile
 from bridge_bench.samples import Samples
 from bridge_bench.selection import select
+from bridge_bench.subject import cpu_backends
 from bridge_zoo.requests import RequestLog, user_inputs
 
 __all__ = [
@@ -36,9 +38,12 @@ __all__ = [
     "Choice",
     "Files",
     "Judge",
+    "arm_contender",
+    "beaten",
     "best_of_each",
     "build",
     "choose",
+    "served",
     "stock",
 ]
 
@@ -49,8 +54,12 @@ FORMATS = ("saved_model", "onnx", "pt2")
 ONCE = "onnx-broadcast"
 """The adapter that makes a model take the user once."""
 _SERVES = frozenset({"won", "tied", "eliminated", "undecided"})
-_SLOW_TO_PREPARE = ("*execution=compiled*", "*execution=*,threads=*", "*autocast=*")
-"""Arms that compile for a minute, and are not the best of what compiles."""
+_SKIPPED = (
+    *("*pinning=*", "*hint=*", "*memory_pattern=*", "*arena=*", "*graph_optimiz*"),
+    *("*execution=compiled*", "*execution=*,threads=*", "*execution=*,autocast=*"),
+)
+"""Arms that are left out: options that change little here, and what compiles for a minute
+to be another arm's equal."""
 _LEAST_SHARE = 0.02  # of labels that are positive, below which one user says little
 _SEEDS = range(10_000, 10_064)  # of requests that nothing else uses
 
@@ -170,7 +179,7 @@ def choose(
     budget_s: float,
     prepare_s: float,
     launches: int = 2,
-    max_arms: int = 48,
+    skip: Sequence[str] = (),
     is_fresh: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> SelectionRecord:
@@ -183,7 +192,7 @@ def choose(
         budget_s: For starting and measuring.
         prepare_s: For converting and compiling before that.
         launches: As for ``select``.
-        max_arms: The same.
+        skip: Patterns of further arms to leave out.
         is_fresh: Choose anew where there is a record already.
         tell: Called with one line of text now and then.
 
@@ -208,12 +217,18 @@ def choose(
         gate=gate,
         labels=None if is_strict else labels,
         protocol=Protocol(budget_s=budget_s, prepare_budget_s=prepare_s, load_timeout_s=120),
-        # What compiles is in the strict choice; for others the time is better spent.
-        skip=_SLOW_TO_PREPARE if choice == CHOICES[0] else ("*execution=*",),
+        skip=(*_SKIPPED, *_twice(files), *skip),
         launches=launches,
-        max_arms=max_arms,
         progress=tell,
     )
+
+
+def beaten(files: Files, record: SelectionRecord) -> list[str]:
+    """Arms that ran and are at no size the best of their backend, nor serve: patterns of ids."""
+    kept = {route.arm for route in record.decision.routes}
+    for bucket in record.buckets:
+        kept |= {arm.id for arm in best_of_each(files, record, bucket.rows).values()}
+    return [arm.id for arm in record.arms if arm.buckets and arm.id not in kept]
 
 
 def served(record: SelectionRecord, choice: Choice) -> Contender:
@@ -294,6 +309,13 @@ class Judge:
     def _answers(self, contender: Contender) -> dict[str, npt.NDArray[Any]]:
         found = [self._field.answer(contender, self._rows, seed) for seed in self._seeds]
         return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+
+
+def _twice(files: Files) -> list[str]:
+    """Patterns of arms on the other files of backends that take ONNX: they are no faster."""
+    able = [one.name for one in cpu_backends() if "onnx" in one.capabilities(CPU).formats]
+    others = [one.name for one in files.models if one.suffix != ".onnx"]
+    return [f"{name}:{backend}*" for name in others for backend in able]
 
 
 def _once(files: Files, tell: Callable[[str], None]) -> Path:

@@ -39,6 +39,7 @@ from bridge_bench.choices import (
     Files,
     Judge,
     arm_contender,
+    beaten,
     best_of_each,
     build,
     choose,
@@ -76,7 +77,6 @@ class Pace:
         prepare_s: For compiling and converting before the first of them.
         convert_s: The same before the others.
         launches: Fresh processes to confirm a choice in.
-        arms: Most arms of a selection.
         blocks: Of the table, for each size.
         slice_s: Of a turn.
         users: Requests over which AUC is measured.
@@ -84,12 +84,11 @@ class Pace:
         peak_s: For each product.
     """
 
-    choice_s: float = 70.0
+    choice_s: float = 75.0
     once_s: float = 45.0
     prepare_s: float = 90.0
     convert_s: float = 60.0
-    launches: int = 2
-    arms: int = 48
+    launches: int = 1
     blocks: int = 16
     slice_s: float = 0.03
     users: int = 40
@@ -104,7 +103,6 @@ QUICK = Pace(
     prepare_s=10.0,
     convert_s=10.0,
     launches=0,
-    arms=12,
     blocks=5,
     slice_s=0.015,
     users=8,
@@ -208,7 +206,7 @@ class Headline:
     ) -> dict[str, tuple[Choice, SelectionRecord]]:
         found: dict[str, tuple[Choice, SelectionRecord]] = {}
         told = data.setdefault("choices", {})
-        pace = self._pace
+        pace, skip = self._pace, list[str]()
         for index, choice in enumerate(CHOICES):
             before = told.get(choice.name, {"error": "", "rows": []})
             is_known = before["error"] is None and set(self._rows) <= set(before["rows"])
@@ -223,7 +221,7 @@ class Headline:
                     budget_s=pace.once_s if choice.takes_user_once else pace.choice_s,
                     prepare_s=pace.convert_s if index else pace.prepare_s,
                     launches=pace.launches,
-                    max_arms=pace.arms,
+                    skip=skip,
                     is_fresh=not is_known,
                     tell=self._tell,
                 )
@@ -233,6 +231,7 @@ class Headline:
                 self._state.save()
                 continue
             found[choice.name] = choice, record
+            skip = skip or beaten(files, record)
             if is_known:
                 continue
             told[choice.name] = {
