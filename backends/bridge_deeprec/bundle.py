@@ -214,7 +214,7 @@ class Bundle:
     def _copy(self, tensor: Tensor, out: np.ndarray[Any, Any]) -> None:
         import google_crc32c
 
-        target = memoryview(out.reshape(-1).view(np.uint8))
+        target = out.reshape(-1).view(np.uint8).data
         path = self._shard_path(tensor._shard)
         crc = done = 0
         with path.open("rb", buffering=0) as file:

@@ -326,7 +326,7 @@ class Checkpoint:
             if number in group or (group and (-1 in group) != (number == -1)):
                 self._fail(f"'{name}' is in it both whole and in parts", name)
             group[number] = part
-        merged = {}
+        merged: dict[str, Sequence[_Part]] = {}
         for name, group in groups.items():
             numbers = sorted(group)
             if -1 not in group and numbers != list(range(len(numbers))):

@@ -145,7 +145,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
         )
         if not fine:
             raise _invalid(folder, f"the entry of table {number} in '{MANIFEST}' is not sound")
-    return found
+    manifest: dict[str, Any] = found
+    return manifest
 
 
 def _is_count(value: object) -> bool:
