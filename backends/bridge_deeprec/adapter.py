@@ -18,6 +18,7 @@ from bridge_deeprec.lookup import analyse
 from bridge_deeprec.manifest import TABLES, Manifest
 from bridge_deeprec.saved import DeeprecModel
 from bridge_deeprec.tables import Tables
+from bridge_deeprec.trial import Original, compare
 
 __all__ = ["CheckpointOptions", "DeeprecToSavedModel", "TablesToOnnx"]
 
@@ -75,7 +76,7 @@ class DeeprecToSavedModel(bridge.Adapter):
             tables.apply(Checkpoint.open(delta))
         tables.save(target / TABLES)
         newest = tables.current.version
-        Manifest(
+        manifest = Manifest(
             holds="saved_model",
             model="model",
             signature=_plain(signature),
@@ -87,8 +88,18 @@ class DeeprecToSavedModel(bridge.Adapter):
                 "delta": newest if newest != checkpoint.version else None,
             },
             source={"model": model.name, "signature": key, "checkpoint": checkpoint.prefix.name},
-        ).write(target)
+        )
+        manifest.write(target)
+        names = [{one.name: str(one.native_name) for one in signature.inputs}]
+        names.append({one.name: str(one.native_name) for one in signature.outputs})
+        original = Original(whole, checkpoint, *names)
+        try:
+            with bridge.load(target) as made:
+                compared = compare(original, made, tables)
+        finally:
+            original.close()
         return {
+            "compared": compared,
             "signature": key,
             "lookups": len(whole.rows),
             "tables": {name: len(one) for name, one in tables.current.tables.items()},

@@ -10,7 +10,7 @@ nothing that runs in a call changes anything.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from bridge.errors import InvalidModel, UnsupportedModel
 from bridge.formats.tensorflow.graph import MetaGraph
 from bridge.signature import Signature
 from bridge_deeprec.checkpoint import Checkpoint
-from bridge_deeprec.lookup import Cut, Lookup
-from bridge_deeprec.operators import INITIALIZER
+from bridge_deeprec.lookup import Cut, Lookup, table_name
+from bridge_deeprec.operators import GATHERS, HANDLE, INITIALIZER
 from bridge_deeprec.steps import STEPS, Step, run
 
 __all__ = ["Graph", "Rows"]
@@ -103,28 +103,22 @@ class Graph:
         """
         import tensorflow as tf
 
-        kept = self._kept()
         shapes = self._shapes()
-        definition = tf.compat.v1.GraphDef(versions=self._versions)
-        variables = []
-        for name in kept:
-            node = self._nodes[name]
-            if node.op in (*_HANDLES, *_REFERENCES):
-                variables.append(node)
-                continue
-            _add(definition, node)
+        rows_of = {one.node for one in self._cut.lookups}
+        definition, variables, fed_names = self.part(self.output_names, rows_of)
+        self.add_inputs(definition, fed_names)
         for lookup, rows in zip(self._cut.lookups, self.rows, strict=True):
             made = definition.node.add(name=lookup.node, op="Placeholder")
             made.attr["dtype"].type = tf.float32.as_datatype_enum
             made.attr["shape"].shape.CopyFrom(shapes[rows.ids].as_proto())
         graph = tf.Graph()
         with graph.as_default():
-            mapped, fed = self._variables(variables, checkpoint)
+            mapped, fed = self.variables(variables, checkpoint)
             tf.import_graph_def(definition, input_map=mapped, name="")
             inputs = {
                 spec.name: graph.get_tensor_by_name(spec.native_name)
                 for spec in self._signature.inputs
-                if (spec.native_name or "").partition(":")[0] in kept
+                if _name(spec.native_name) in fed_names
             }
             for lookup, rows in zip(self._cut.lookups, self.rows, strict=True):
                 inputs[rows.input] = graph.get_tensor_by_name(f"{lookup.node}:0")
@@ -138,23 +132,77 @@ class Graph:
             self._signature.outputs,
         )
 
-    def _kept(self) -> list[str]:
-        """Nodes of the dense model apart from the rows, what others need first."""
-        rows = {one.node for one in self._cut.lookups}
-        order: dict[str, None] = {}
-        stack = [(spec.native_name or "").partition(":")[0] for spec in self._signature.outputs]
-        seen = set(stack)
+    @property
+    def output_names(self) -> list[str]:
+        """Nodes of the signature's outputs."""
+        return [_name(spec.native_name) for spec in self._signature.outputs]
+
+    def part(self, roots: Sequence[str], ends: Set[str]) -> tuple[Any, list[Any], set[str]]:
+        """The part of the graph that some nodes need.
+
+        Args:
+            roots: The nodes.
+            ends: Nodes to stop at, which are left out, as inputs are.
+
+        Returns:
+            The definition without variables, the variables' nodes, and names of the inputs'
+            nodes that it needs.
+        """
+        import tensorflow as tf
+
+        fed = {_name(spec.native_name) for spec in self._signature.inputs}
+        definition = tf.compat.v1.GraphDef(versions=self._versions)
+        variables, needed = [], set[str]()
+        stack, seen = list(roots), set(roots)
         while stack:
             name = stack.pop()
-            if name in rows:
+            if name in ends:
                 continue
-            order[name] = None
-            for one in self._nodes[name].input:
-                before = one.partition(":")[0]
-                if not one.startswith("^") and before not in seen:
-                    seen.add(before)
-                    stack.append(before)
-        return list(order)
+            if name in fed:
+                needed.add(name)
+                continue
+            node = self._nodes[name]
+            if node.op in (*_HANDLES, *_REFERENCES):
+                variables.append(node)
+                continue
+            _add(definition, node)
+            before = {_name(one) for one in node.input if not one.startswith("^")}
+            stack += sorted(before - seen)
+            seen |= before
+        return definition, variables, needed
+
+    def add_inputs(self, definition: Any, names: Set[str]) -> None:
+        """Adds placeholders for inputs, by the names of their nodes."""
+        import tensorflow as tf
+
+        for spec in self._signature.inputs:
+            if _name(spec.native_name) not in names:
+                continue
+            made = definition.node.add(name=_name(spec.native_name), op="Placeholder")
+            assert spec.dtype is not None  # one that has no counterpart was refused
+            made.attr["dtype"].type = tf.as_dtype(spec.dtype.numpy).as_datatype_enum
+            sizes = spec.shape and [size if isinstance(size, int) else None for size in spec.shape]
+            made.attr["shape"].shape.CopyFrom(tf.TensorShape(sizes).as_proto())
+
+    def gathers(self) -> dict[str, tuple[str, str, int]]:
+        """Every node that gathers: the tensor of its ids, its table, numbers in a row."""
+        found: dict[str, tuple[str, str, int]] = {}
+        stack = list(self.output_names)
+        seen = set(stack)
+        while stack:
+            node = self._nodes[stack.pop()]
+            if node.op in GATHERS:
+                handle = self._nodes[_name(node.input[0])]
+                while handle.op != HANDLE:
+                    handle = self._nodes[_name(handle.input[0])]
+                ids = node.input[1] if ":" in node.input[1] else f"{node.input[1]}:0"
+                width = handle.attr["shape"].shape.dim[0].size
+                found[node.name] = (ids, table_name(_variable(handle)), width)
+                continue
+            before = {_name(one) for one in node.input if not one.startswith("^")}
+            stack += before - seen
+            seen |= before
+        return found
 
     def _shapes(self) -> dict[str, Any]:
         """Shapes of the rows by the tensor of ids, as far as TensorFlow can tell them."""
@@ -163,14 +211,7 @@ class Graph:
         definition = tf.compat.v1.GraphDef(versions=self._versions)
         for name in self._cut.steps:
             _add(definition, self._nodes[name])
-        for spec in self._signature.inputs:
-            made = definition.node.add(
-                name=(spec.native_name or "").partition(":")[0], op="Placeholder"
-            )
-            assert spec.dtype is not None  # one that has no counterpart was refused
-            made.attr["dtype"].type = tf.as_dtype(spec.dtype.numpy).as_datatype_enum
-            sizes = spec.shape and [size if isinstance(size, int) else None for size in spec.shape]
-            made.attr["shape"].shape.CopyFrom(tf.TensorShape(sizes).as_proto())
+        self.add_inputs(definition, {_name(spec.native_name) for spec in self._signature.inputs})
         graph = tf.Graph()
         with graph.as_default():
             tf.import_graph_def(definition, name="")
@@ -179,10 +220,15 @@ class Graph:
                 for one in self.rows
             }
 
-    def _variables(
+    def variables(
         self, nodes: Sequence[Any], checkpoint: Checkpoint
     ) -> tuple[dict[str, Any], dict[Any, dict[Any, npt.NDArray[Any]]]]:
-        """New variables: what stands for the old ones, and how each is filled."""
+        """New variables in the current graph, for some of the old ones.
+
+        Returns:
+            What stands for the tensor of each old one, and by variable what to feed to its
+            initializer.
+        """
         import tensorflow as tf
 
         parts = _Parts(nodes, checkpoint, self._model)
@@ -306,6 +352,10 @@ def _add(definition: Any, node: Any) -> None:
     made.attr.pop("_class", None)  # the nodes that it has to share a device with
     del made.input[:]
     made.input.extend(one for one in node.input if not one.startswith("^"))
+
+
+def _name(tensor: str | None) -> str:
+    return (tensor or "").partition(":")[0]
 
 
 def _variable(node: Any) -> str:

@@ -15,6 +15,7 @@ import pytest
 
 import bridge
 from bridge.errors import (
+    ConversionError,
     InvalidModel,
     ModelNotFound,
     PredictorClosed,
@@ -210,6 +211,8 @@ def converted(example: Example) -> dict[str, Path]:
     facts = DeeprecToSavedModel().convert(open_model(example.folder), saved)
     assert facts["tables"] == {"item": 4, "user": 3}
     assert facts["random_default_rows"] == ["user"]
+    assert facts["compared"]["calls"] == 8
+    assert 0 <= facts["compared"]["max_abs"] < 1e-6
     TablesToOnnx().convert(open_model(saved), onnx)
     return {"saved_model": saved, "onnx": onnx}
 
@@ -343,6 +346,22 @@ def test_ids_that_are_not_computed_in_front_are_refused_by_node(
     assert "Mode: processor" in " ".join(open_model(folder).facts.notes)
     with pytest.raises(UnsupportedModel, match=r"node 'flat' \(operator RandomShuffle\)"):
         DeeprecToSavedModel().convert(open_model(folder), tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_wrong_cut_does_not_pass(
+    example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bridge_deeprec import steps
+    from bridge_deeprec.adapter import DeeprecToSavedModel
+
+    def backwards(x: Any, *, dtype: str) -> Any:
+        found, places = np.unique(x, return_inverse=True)
+        return found[::-1].copy(), places.astype(dtype)  # not the order that the graph goes by
+
+    monkeypatch.setattr(steps, "STEPS", {**steps.STEPS, "Unique": backwards})
+    with pytest.raises(ConversionError, match="output 'score' differs from that of the graph"):
+        DeeprecToSavedModel().convert(open_model(example.folder), tmp_path / "made")
     assert not (tmp_path / "made").exists()
 
 
