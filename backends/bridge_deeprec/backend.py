@@ -67,7 +67,10 @@ class DeeprecBackend(Backend):
 
     def probe(self) -> Availability:
         path = find()
-        how = f"Set {VARIABLE} to the path of {NAME}; it is built from DeepRec's sources."
+        how = (
+            f"Set {VARIABLE} to the path of {NAME}, which is built from DeepRec's sources; or "
+            "convert its models for other backends: bridge convert MODEL --to onnx -o FOLDER."
+        )
         if path is None:
             reason = f"DeepRec's library {NAME} was not found"
             return Availability(installed=False, reason=reason, fix=how)
