@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tokenize
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -95,15 +96,14 @@ def _array(
             model=str(path.parent),
             file=path.name,
         )
-    array: np.ndarray[Any, Any]
+    if 0 in shape:
+        return np.empty(shape, dtype)  # no elements, which cannot be mapped
     try:
-        # Not numpy.load, which also opens archives. An array without elements cannot be mapped.
-        if mmap and 0 not in shape:
-            array = np.asarray(np.lib.format.open_memmap(path, mode="r"))
-        else:
-            with path.open("rb") as file:
-                array = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        # Mapped in any case, as this compares the header with the size of the file; and not by
+        # numpy.load, which also opens archives.
+        mapped = np.lib.format.open_memmap(path, mode="r")
+        array = np.asarray(mapped) if mmap else np.array(mapped)
+    except (ValueError, OSError, EOFError, tokenize.TokenError) as error:
         raise _invalid(path.parent, f"'{path.name}' is no sound .npy file: {error}") from error
     if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
         raise _invalid(
@@ -137,7 +137,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
         fine = (
             isinstance(entry, dict)
             and isinstance(entry.get("name"), str)
-            and entry.get("key_dtype") in {"int32", "int64"}
+            and entry.get("key_dtype") in ("int32", "int64")
             and _is_count(entry.get("rows"))
             and all(_is_count(entry.get(key)) and entry[key] for key in ("dim", "defaults"))
             and isinstance(entry.get("keys"), str)

@@ -306,6 +306,12 @@ def test_damaged_folders_are_refused(saved: Path) -> None:
     values.write_bytes(sound[:-1] + b"\0")
     refused(InvalidModel, "'table-0.values.npy' is not the file that was written")
     assert len(Tables.open(saved, verify=False).current["n"]) == 50
+    for position in range(0, 128, 3):  # the header
+        for value in (0, 0x27, 0x39, 0x7B, 0xFF):
+            values.write_bytes(sound[:position] + bytes([value]) + sound[position + 1 :])
+            if values.read_bytes() != sound:
+                with pytest.raises(InvalidModel):
+                    Tables.open(saved)
     np.save(values, np.zeros((51, DIM)))
     refused(InvalidModel, r"should be float32\[51, 3\] and is float64\[51, 3\]")
     np.save(values, np.array([{}]), allow_pickle=True)
@@ -341,6 +347,7 @@ def test_unsound_manifests_are_refused(saved: Path) -> None:
             for key, value in (
                 ("name", 3),
                 ("key_dtype", "object"),
+                ("key_dtype", ["int64"]),
                 ("rows", -1),
                 ("rows", True),
                 ("rows", 2**40),
