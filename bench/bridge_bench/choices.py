@@ -215,7 +215,7 @@ def choose(
         batches=tuple(rows),
         profile=InputProfile(samples=Samples.of(samples)),
         gate=gate,
-        labels=None if is_strict else labels,
+        labels=None if is_strict else dict(labels),
         protocol=Protocol(budget_s=budget_s, prepare_budget_s=prepare_s, load_timeout_s=120),
         skip=(*_SKIPPED, *_twice(files), *skip),
         launches=launches,

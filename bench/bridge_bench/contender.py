@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -161,7 +161,7 @@ class _Loaded:
             native = importlib.import_module(f"{package}.native")
             model = open_model(given["path"])
             call, named = native.load(model, threads=given["options"].get("threads"))
-            self._call = lambda inputs: named(call(inputs))
+            self._call: Callable[[Arrays], Arrays] = lambda inputs: named(call(inputs))
             return
         predictor = load(
             given["path"], backend=given["backend"] or None, options=given["options"] or None

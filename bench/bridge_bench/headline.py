@@ -98,8 +98,8 @@ class Pace:
 
 FULL = Pace()
 QUICK = Pace(
-    choice_s=15.0,
-    once_s=10.0,
+    choice_s=25.0,
+    once_s=15.0,
     prepare_s=10.0,
     convert_s=10.0,
     launches=0,

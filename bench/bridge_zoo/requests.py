@@ -19,8 +19,8 @@ _Inputs = dict[str, npt.NDArray[np.generic]]
 def user_inputs(description: Description) -> tuple[str, ...]:
     """Names of the inputs that all items of a request share, in signature order."""
     model = model_of(description)
-    features = (*model.id_features, *model.dense_features)
-    return tuple(one.name for one in features if one.side == "user")
+    ids = (one.name for one in model.id_features if one.side == "user")
+    return (*ids, *(one.name for one in model.dense_features if one.side == "user"))
 
 
 def request(
