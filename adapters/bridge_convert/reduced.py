@@ -53,7 +53,8 @@ def loaded(model: bridge.ModelRef) -> Any:
 def quiet() -> Iterator[None]:
     """Keeps the tools' advice out of the caller's logs; use it around their import as well.
 
-    They log to the root logger, and add a folder to ``sys.path`` when they are imported.
+    They log to the root logger, and import modules beside them by a bare name, for which
+    they add their folder to ``sys.path`` for good.
     """
     root = logging.getLogger()
     level, path = root.level, sys.path[:]
@@ -61,6 +62,9 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            from onnxruntime import transformers
+
+            sys.path.append(str(Path(transformers.__file__).parent))
             yield
     finally:
         root.setLevel(level)
