@@ -6,9 +6,9 @@ import dataclasses
 import mmap
 from pathlib import Path
 
-from bridge.errors import BridgeError, ModelError
+from bridge.errors import BridgeError, ModelError, OptionError
 from bridge.formats.tensorflow import SavedModel
-from bridge.formats.tensorflow.graph import MetaGraph, read_meta_graphs
+from bridge.formats.tensorflow.graph import read_meta_graphs
 from bridge.model import FileProbe, ModelFacts, ModelRef
 from bridge.wire import WireError
 from bridge_deeprec.lookup import Cut, analyse
@@ -64,7 +64,7 @@ class DeeprecModel(SavedModel):
         """Which mode it needs, and why."""
         try:
             found = cut_of(model)
-        except ModelError as error:
+        except (ModelError, OptionError) as error:
             return f"Mode: processor (DeepRec's own library), because {error.message}"
         tables = sorted({one.table for one in found.lookups})
         return (
@@ -84,13 +84,6 @@ def cut_of(model: ModelRef) -> Cut:
     kind = DeeprecModel()
     graph = kind.graph(model)
     return analyse(graph, graph.signatures[kind.signature_key(model, graph)], model.name)
-
-
-def graph_of(model: ModelRef) -> tuple[MetaGraph, str]:
-    """The graph that is served and the key of its signature."""
-    kind = DeeprecModel()
-    graph = kind.graph(model)
-    return graph, kind.signature_key(model, graph)
 
 
 def _holds(path: Path, marks: tuple[bytes, ...]) -> bool:

@@ -230,8 +230,19 @@ def test_inspection_says_which_mode_and_why(example: Example) -> None:
     assert {route.target for route in routes} == {"saved_model_with_tables", "onnx_with_tables"}
 
 
-def test_a_stock_graph_is_a_plain_saved_model(converted: dict[str, Path]) -> None:
-    assert open_model(converted["saved_model"] / "model").format.name == "saved_model"
+def test_a_stock_graph_is_a_plain_saved_model(converted: dict[str, Path], tmp_path: Path) -> None:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    message = saved_model_pb2.SavedModel()
+    message.ParseFromString((converted["saved_model"] / "model/saved_model.pb").read_bytes())
+    message.meta_graphs[0].meta_info_def.tensorflow_version = "1.15.5"
+    folder = tmp_path / "plain"
+    shutil.copytree(converted["saved_model"] / "model", folder)
+    (folder / "saved_model.pb").write_bytes(message.SerializeToString())
+    found = bridge.inspect(folder)
+    assert (found.format, found.problem) == ("saved_model", None)
+    assert "All its operators are TensorFlow's own" in " ".join(found.facts.notes)
+    assert next(one for one in found.candidates if one.is_native).backend == "tensorflow"
 
 
 @pytest.mark.parametrize(
@@ -376,6 +387,20 @@ def test_rows_for_absent_ids_that_the_graph_brings_are_refused(
     folder = changed(example, tmp_path, change)
     with pytest.raises(UnsupportedModel, match="'user_rows' brings its own rows"):
         DeeprecToSavedModel().convert(open_model(folder), tmp_path / "made")
+
+
+def test_a_model_with_several_signatures_is_described(example: Example, tmp_path: Path) -> None:
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    message = saved_model_pb2.SavedModel()
+    message.ParseFromString((example.folder / "saved_model.pb").read_bytes())
+    signatures = message.meta_graphs[0].signature_def
+    for key in ("a", "b"):
+        signatures[key].CopyFrom(signatures["serving_default"])
+    del signatures["serving_default"]
+    (tmp_path / "saved_model.pb").write_bytes(message.SerializeToString())
+    assert "Mode: processor" in " ".join(open_model(tmp_path).facts.notes)
+    assert "Mode: checkpoint" in " ".join(open_model(tmp_path, signature="a").facts.notes)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "schema", "step", "swapped"])

@@ -18,7 +18,7 @@ from bridge.errors import (
     UntrustedModel,
     nearest,
 )
-from bridge.formats.operators import refused
+from bridge.formats.operators import allowed, refused
 from bridge.formats.tensorflow.graph import MetaGraph, read_meta_graphs, serving
 from bridge.formats.tensorflow.reach import forbidden, reach
 from bridge.formats.tensorflow.tables import vocabularies
@@ -76,10 +76,17 @@ class SavedModel(Format):
             notes.append(f"Graphs with other tags are left alone: {'; '.join(others)}.")
         if not graph.signatures:
             notes.append("No signature was saved with the model.")
+        operators = Counter(node.op for node in graph.every_node())
+        known = allowed("tensorflow") | refused("tensorflow") | graph.functions.keys()
+        if graph.version.startswith("1.") and known.issuperset(operators):
+            # Forks of TensorFlow 1 that add operators are still in use.
+            notes.append(
+                "All its operators are TensorFlow's own, so that stock TensorFlow runs it as it is."
+            )
         versions = {"tensorflow": graph.version, "tags": ",".join(sorted(graph.tags))}
         return ModelFacts(
             signatures=graph.signatures,
-            operators=dict(sorted(Counter(node.op for node in graph.every_node()).items())),
+            operators=dict(sorted(operators.items())),
             versions={key: text for key, text in versions.items() if text},
             notes=tuple(notes),
             vocabularies=vocabularies(graph),
