@@ -15,6 +15,7 @@ import functools
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from bridge.errors import BackendUnavailable, ModelLoadFailed, PredictError
 
@@ -86,7 +87,7 @@ class Library:
                 path=str(path),
                 missing=missing,
             )
-        answer = [ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_int)]
+        answer: list[Any] = [ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_int)]
         self.initialize = native.initialize
         self.initialize.restype = ctypes.c_void_p
         self.initialize.argtypes = [

@@ -64,7 +64,7 @@ _FIELDS = {
     DType.COMPLEX128: _DOUBLE,
     DType.FLOAT16: _FLOAT,
 }
-_WIDE = {_FLOAT: np.dtype("<f4"), _DOUBLE: np.dtype("<f8")}
+_WIDE: dict[int, np.dtype[Any]] = {_FLOAT: np.dtype("<f4"), _DOUBLE: np.dtype("<f8")}
 _FIXED = {_FLOAT: FIXED32, _DOUBLE: FIXED64}
 _PAIRS = frozenset({DType.COMPLEX64, DType.COMPLEX128})
 _MAX_RANK = 64  # of a numpy array
@@ -233,7 +233,7 @@ def _as_dtype(name: str, dtype: DType, values: Any) -> _Array:
     if dtype is DType.STRING:
         return _texts(values)
     if dtype in _PAIRS:
-        return np.array(values).view(dtype.numpy)
+        return np.asarray(np.array(values).view(dtype.numpy))
     if dtype.is_float:
         with np.errstate(over="ignore"):
             return np.array(values, dtype.numpy)
@@ -245,7 +245,7 @@ def _as_dtype(name: str, dtype: DType, values: Any) -> _Array:
     low, high = dtype.bounds
     if values.size and (wide.min() < low or wide.max() > high):
         raise _unreadable(f"output '{name}' has values that are no {dtype}")
-    return wide.astype(dtype.numpy)
+    return np.asarray(wide, dtype.numpy)
 
 
 def _texts(values: Sequence[bytes]) -> _Array:
