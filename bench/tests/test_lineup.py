@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -13,11 +14,15 @@ from bridge import load, recording
 from bridge.errors import ConversionError
 from bridge.record import Protocol, SelectionRecord
 from bridge.registry import registry
+from bridge_bench.gate import Gate
 from bridge_bench.lineup import awaited, converted, lineup
+from bridge_bench.profile import InputProfile
 from bridge_bench.request import request
+from bridge_bench.samples import Samples
 from bridge_bench.selection import select
 
 PLUGIN = """
+import os
 import time
 import numpy as np
 import bridge
@@ -55,7 +60,10 @@ class Backend(bridge.Backend):
     def capabilities(self, device):
         return bridge.Capabilities(formats=self.formats, dynamic_dims=True)
     def _load(self, model, device, options):
-        off = np.float32(0.1 if b"off" in model.file.read_bytes() else 0)
+        text = model.file.read_bytes()
+        off = np.float32(0.1 if b"off" in text else 0)
+        if text.startswith(b"slow coarse"):
+            return Actor(0.0, np.float32(0.5 if b"outlier" in text else 0.01))
         return Actor(self.nap_s, off if model.format.name == "quick" else np.float32(0))
 
 class Turn(bridge.Adapter):
@@ -71,6 +79,24 @@ class Turn(bridge.Adapter):
             raise ConversionError("Frobnicate cannot be converted.", fix="Avoid it.")
         target.write_text(f"{self.target} {text.partition(' ')[2]}")
         return {"bytes": len(text)}
+
+class Coarse(bridge.Adapter):
+    name, sources, target = "coarse", frozenset({"slow"}), "slow"
+    precision, distributions = "int8", ("double",)
+    def probe(self):
+        return bridge.Availability(installed=True)
+    def _convert(self, model, target, options):
+        target.write_text("slow coarse " + model.file.read_text())
+        return {}
+
+class Half(Coarse):
+    name, precision, pays_on = "half", "float16", frozenset({"cuda"})
+
+class Ranged(bridge.CalibratedAdapter, Coarse):
+    name = "ranged"
+    def _calibrate(self, model, target, options, samples):
+        target.write_text(f"slow coarse {samples['x'].shape}")
+        return {}
 
 @bridge.hookimpl
 def register_backends(register):
@@ -90,6 +116,9 @@ def register_adapters(register):
     register(Turn("slow-to-quick", "slow", "quick", fails=True))
     register(Turn("slow-to-between", "slow", "between"))
     register(Turn("between-to-quick", "between", "quick"))
+    if "DOUBLE_REDUCED" in os.environ:
+        for adapter in (Coarse(), Half(), Ranged()):
+            register(adapter)
 """
 FAST = Protocol(budget_s=60.0, slice_s=0.004, looks=(3, 5), call_timeout_s=5.0, variants=2)
 LONG = "slow-to-between+between-to-quick"
@@ -222,3 +251,69 @@ def test_an_error_names_the_operator(stage: Make) -> None:
 
     with pytest.raises(ConversionError, match="Frobnicate"):
         convert(stage("worst"), "quick")
+
+
+@pytest.fixture
+def reduced(stage: Make, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """The same stage with adapters that reduce precision."""
+    monkeypatch.setenv("DOUBLE_REDUCED", "1")
+    return stage
+
+
+def test_strict_leaves_reduced_precision_out_and_says_why(reduced: Make) -> None:
+    asked = request(reduced(""), routes=True, backends=["native", "both"])
+    rows = {one.id: one for one in awaited(asked)}
+    assert {name: one.rule for name, one in rows.items()} == dict.fromkeys(
+        ("native<coarse", "native<half", "native<ranged"), "precision-tier"
+    )
+    row = rows["native<coarse"]
+    assert (row.tier, row.fix) == ("int8", "Admit tier 'int8'.")
+    assert "'strict' is the most reduced that is admitted" in row.reason
+    gate = Gate(tier="int8")
+    asked = request(reduced(""), routes=True, backends=["native"], gate=gate)
+    assert {one.id: one.rule for one in awaited(asked)} == {
+        "native<coarse": "conversion",
+        "native<half": "no-gain",
+        "native<ranged": "no-samples",
+    }
+
+
+def test_reduced_precision_is_an_arm_where_it_is_admitted(reduced: Make) -> None:
+    gate = Gate(tier="int8")
+    record = select(reduced(""), protocol=FAST, launches=0, gate=gate, backends=["native", "both"])
+    assert record.decision.routes[0].arm in ("native<coarse", "both<coarse")
+    arm = record.arm("native<coarse")
+    assert (arm.tier, record.models[arm.model].route) == ("int8", "coarse")
+    assert arm.agreement[0].max_abs == pytest.approx(0.01, rel=0.01)
+    assert record.arm("native").is_reference
+
+
+def test_reduced_precision_that_is_wrong_is_rejected_with_its_figures(reduced: Make) -> None:
+    gate = Gate(tier="int8")
+    model = reduced("outlier")
+    record = select(model, protocol=FAST, launches=0, gate=gate, backends=["native"])
+    arm = record.arm("native<coarse")
+    assert (arm.status, arm.tier) == ("not_conformant", "int8")
+    assert arm.agreement[0].max_abs == pytest.approx(0.5, rel=0.01)
+    assert record.decision.routes[0].arm == "native"
+
+
+def test_samples_of_the_profile_calibrate(reduced: Make) -> None:
+    samples = Samples.of({"x": np.ones((5, 4), np.float32)})
+    asked = request(
+        reduced(""),
+        routes=True,
+        backends=["native"],
+        gate=Gate(tier="int8"),
+        profile=InputProfile(samples=samples),
+    )
+    until = monotonic() + 60
+    made, rows = converted(asked, deadline=until, stop=lambda: False, tell=lambda _: None)
+    assert made.converted_by == ("coarse", "ranged")
+    assert made.models[2].file.read_text() == "slow coarse (5, 4)"
+    assert [one.rule for one in rows] == ["no-gain"]
+    assert {one.id: one.plan.tier for one in lineup(made)} == {
+        "native": "strict",
+        "native<coarse": "int8",
+        "native<ranged": "int8",
+    }
