@@ -27,6 +27,7 @@ from bridge.conversion import convert
 from bridge.errors import MeasureError, OptionError
 from bridge.loading import load
 from bridge.predictor import Predictor
+from bridge.proof import STRICT
 from bridge_bench.blocks import FULL, QUICK, VARIANTS, Pace, Side, measure
 from bridge_bench.conditions import conditions, heading, sentence
 from bridge_bench.stats import duel, median
@@ -41,14 +42,14 @@ SLOWEST = 1.02
 """How many times as long a call may take, for any model and any number of candidates."""
 
 _ADAPTER = "onnx-broadcast"
-_TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}  # the strict gate's
 
 
 def user_inputs(description: bridge_zoo.Description) -> tuple[str, ...]:
     """The inputs that all candidates of a request share, in signature order."""
     model = bridge_zoo.model_of(description)
-    features = (*model.id_features, *model.dense_features)
-    return tuple(one.name for one in features if one.side == "user")
+    sides = {one.name: one.side for one in model.id_features}
+    sides |= {one.name: one.side for one in model.dense_features}
+    return tuple(name for name in model.input_names if sides[name] == "user")
 
 
 def requests(
@@ -102,8 +103,9 @@ def row(
 
 
 def _require_agreement(wanted: Arrays, got: Arrays, name: str) -> None:
+    atol, rtol = STRICT
     for output, right in wanted.items():
-        if not np.allclose(got[output], right, **_TOLERANCE):
+        if not np.allclose(got[output], right, rtol=rtol, atol=atol):
             raise MeasureError(
                 f"model '{name}' gives another '{output}' where the user is sent once.",
                 fix="Do not use the converted model; this is a defect of the adapter.",

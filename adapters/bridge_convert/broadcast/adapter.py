@@ -31,8 +31,7 @@ class BroadcastOptions(bridge.Options):
 
 
 class OnnxBroadcast(bridge.Adapter):
-    """Gives inputs that are equal for all rows a first dim of 1, and computes what depends on
-    them alone once."""
+    """Makes a model that takes one row of inputs which are equal for all rows of a call."""
 
     name = "onnx-broadcast"
     sources = frozenset({"onnx"})

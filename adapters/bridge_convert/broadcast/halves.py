@@ -58,8 +58,8 @@ class Halves:
     def parts(self) -> tuple[Piece, ...]:
         """The pieces, or the halves where there are no smaller ones."""
         return self.pieces or (
-            Piece(self.one, True, self.one_columns),
-            Piece(self.full, False, self.full_columns),
+            Piece(self.one, is_one=True, columns=self.one_columns),
+            Piece(self.full, is_one=False, columns=self.full_columns),
         )
 
     def whole(self, draft: Draft) -> str:

@@ -8,7 +8,7 @@ always did: what is not known to keep rows apart costs speed, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,11 +61,12 @@ class Rewriting:
         self._full: dict[str, str] = {}
         self._done: set[str] = set()
         self.values: dict[str, Value | Halves] = {"": Value("", FREE)}
-        for tensor in (*source.graph.initializer, *(one.values for one in _sparse(source))):
+        sparse = (one.values for one in source.graph.sparse_initializer)
+        for tensor in (*source.graph.initializer, *sparse):
             self.values[tensor.name] = Value(tensor.name, FREE)
         for item in source.graph.input:
             name = item.name
-            self.values[name] = Value(name, 0 if name in rows else FREE, name in marked)
+            self.values[name] = Value(name, 0 if name in rows else FREE, is_one=name in marked)
 
     def run(self) -> list[Any]:
         """Rewrites it; the constants that the new graph needs. Its nodes are in ``draft``."""
@@ -101,7 +102,8 @@ class Rewriting:
             found = self.draft.sizes(self.source.sizes(name), ROWS, dtype.type, f"{name}.sizes")  # type: ignore[arg-type]
         else:
             rank, axis = self.source.rank(name), value.axis
-            assert rank is not None and axis is not None
+            assert rank is not None
+            assert axis is not None
             self.expanded.append(name)
             found = self.draft.expand(value.name, axis, rank)
         self._full[name] = found
@@ -112,9 +114,9 @@ class Rewriting:
         self.values[output] = value
         self._done.add(output)
 
-    def output_name(self, name: str, is_one: bool) -> str:
-        """What the counterpart of an output is called: its own name, unless users ask for it."""
-        return self.draft.fresh(f"{name}.one") if is_one and name in self.source.outputs else name
+    def one_name(self, name: str) -> str:
+        """What one row of a value is called: as the value, unless users ask for that."""
+        return self.draft.fresh(f"{name}.one") if name in self.source.outputs else name
 
     def _rewrite(self, node: Any) -> None:
         if self._is_shape(node):
@@ -183,7 +185,7 @@ class Rewriting:
             else:
                 assert isinstance(value, Value)
                 inputs.append(value.name)
-        outputs = [self.output_name(name, True) if name else "" for name in node.output]
+        outputs = [self.one_name(name) if name else "" for name in node.output]
         self.draft.copy(node, inputs, outputs, {})
         self.once += 1
         for name, new in zip(node.output, outputs, strict=True):
@@ -209,14 +211,10 @@ class Rewriting:
                     for one in value.parts
                 ]
             elif isinstance(value, Halves):
-                pieces.append(Piece(self.full(name), False, tuple(columns)))
+                pieces.append(Piece(self.full(name), is_one=False, columns=tuple(columns)))
             else:
                 pieces.append(Piece(value.name, value.is_one, tuple(columns)))
         if not any(one.is_one for one in pieces):
             return False
         self.made(node.output[0], joined(self.draft, pieces, node.output[0], along, axis, rank))
         return True
-
-
-def _sparse(source: Source) -> Iterable[Any]:
-    return source.graph.sparse_initializer

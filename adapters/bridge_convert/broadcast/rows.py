@@ -25,27 +25,26 @@ SIZED = -2
 Axis = int | None
 """An axis, ``FREE``, ``SIZED``, or ``None`` where nothing is known."""
 
-ELEMENTWISE = frozenset(
-    """
-    Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr
-    BitwiseXor Cast Ceil Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater
-    GreaterOrEqual HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log
-    Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu Round Selu Shrink Sigmoid
-    Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Tan Tanh ThresholdedRelu Where Xor
-    """.split()
-)
+_ELEMENTWISE_NAMES = """
+Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor
+Cast Ceil Celu Clip Cos Cosh Div Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid
+HardSwish Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not
+Or PRelu Pow Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub
+Sum Tan Tanh ThresholdedRelu Where Xor
+"""
+ELEMENTWISE = frozenset(_ELEMENTWISE_NAMES.split())
 """Operators that work element by element, with broadcasting."""
 
-REDUCTIONS = frozenset(
-    """
-    ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd
-    ReduceSum ReduceSumSquare
-    """.split()
-)
+_REDUCTIONS_NAMES = """
+ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd
+ReduceSum ReduceSumSquare
+"""
+REDUCTIONS = frozenset(_REDUCTIONS_NAMES.split())
 
-_RANDOM = frozenset(
-    "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike".split()
-)
+_RANDOM_NAMES = """
+Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike
+"""
+_RANDOM = frozenset(_RANDOM_NAMES.split())
 
 _Rule = Callable[[Source, Any, Sequence[Axis]], Axis]
 
@@ -133,13 +132,13 @@ def _normalised(source: Source, node: Any, axes: Sequence[Axis]) -> Axis:
     return rows if rows is not None and rows < first else None
 
 
-def _batch_normalised(source: Source, node: Any, axes: Sequence[Axis]) -> Axis:
+def _batch_normalised(_source: Source, node: Any, axes: Sequence[Axis]) -> Axis:
     if len(node.output) > 1 or any(axis != FREE for axis in axes[1:]):
         return None
     return 0 if axes[0] == 0 else None
 
 
-def _convolved(source: Source, node: Any, axes: Sequence[Axis]) -> Axis:
+def _convolved(_source: Source, node: Any, axes: Sequence[Axis]) -> Axis:
     if len(node.output) > 1 or any(axis != FREE for axis in axes[1:]):
         return None
     return 0 if axes[0] == 0 else None
@@ -283,7 +282,7 @@ def _expanded(source: Source, node: Any, axes: Sequence[Axis]) -> Axis:
     return where if place < 0 or listed[place] in (ROWS, 1) else None
 
 
-def _filled(source: Source, node: Any, axes: Sequence[Axis]) -> Axis:
+def _filled(source: Source, node: Any, _axes: Sequence[Axis]) -> Axis:
     wanted = new_sizes(source, node)
     if wanted is None or wanted.tolist().count(ROWS) != 1:
         return None
@@ -344,7 +343,7 @@ def _quantized(source: Source, node: Any, axes: Sequence[Axis]) -> Axis:
     return axes[0]
 
 
-def _dropped(source: Source, node: Any, axes: Sequence[Axis]) -> Axis:
+def _dropped(_source: Source, node: Any, axes: Sequence[Axis]) -> Axis:
     return axes[0] if len(node.input) < 3 and len(node.output) == 1 else None
 
 

@@ -199,7 +199,7 @@ def _gathered(source: Source, node: Any, given: Sequence[Any]) -> npt.NDArray[An
     return np.array(given[0][where], object)
 
 
-def _joined(source: Source, node: Any, given: Sequence[Any]) -> npt.NDArray[Any] | None:
+def _joined(_source: Source, _node: Any, given: Sequence[Any]) -> npt.NDArray[Any] | None:
     if any(one.ndim != 1 for one in given):
         return None
     return np.concatenate(given)
@@ -214,7 +214,7 @@ def _flat(source: Source, node: Any, given: Sequence[Any]) -> npt.NDArray[Any] |
     return _array(given[0].ravel())
 
 
-def _same(source: Source, node: Any, given: Sequence[Any]) -> npt.NDArray[Any] | None:
+def _same(_source: Source, node: Any, given: Sequence[Any]) -> npt.NDArray[Any] | None:
     from onnx import TensorProto
 
     whole = (TensorProto.INT64, TensorProto.INT32)
@@ -234,7 +234,7 @@ def _cut(source: Source, node: Any, given: Sequence[Any]) -> npt.NDArray[Any] | 
     return np.array(given[0][slice(start, end, step)], object)
 
 
-def _product(source: Source, node: Any, given: Sequence[Any]) -> npt.NDArray[Any] | None:
+def _product(_source: Source, _node: Any, given: Sequence[Any]) -> npt.NDArray[Any] | None:
     """Of numbers; a size that is no number survives only beside a 1."""
     left, right = np.broadcast_arrays(*given)
 
