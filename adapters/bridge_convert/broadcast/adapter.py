@@ -51,19 +51,23 @@ class OnnxBroadcast(bridge.Adapter):
         signature = signature_of(model)[1]
         marked = _marked(signature, options.inputs)
         rows = _with_rows(signature, marked)
-        source = Source(_prepared(onnx.load(str(model.file)), rows))
+        proto = onnx.load(str(model.file))
+        outputs = [
+            onnx.ValueInfoProto.FromString(o.SerializeToString()) for o in proto.graph.output
+        ]
+        source = Source(_prepared(proto, rows))
         _require_known(source, model.name)
         work = Rewriting(source, marked, rows)
         constants = work.run()
         made = _assembled(source, work, constants, signature, marked)
-        if made.ByteSize() > _LARGEST:
-            onnx.save_model(
-                made, str(target), save_as_external_data=True, location=f"{target.stem}.bin"
-            )
-            onnx.checker.check_model(str(target))
-        else:
-            onnx.checker.check_model(made, full_check=True)
-            onnx.save_model(made, str(target))
+        _state(made.graph.output, outputs)
+        is_large = made.ByteSize() > _LARGEST
+        onnx.save_model(
+            made, str(target), save_as_external_data=is_large, location=f"{target.stem}.bin"
+        )
+        # The checker wants a shape of every output, which runtimes do not.
+        if all(one.type.tensor_type.HasField("shape") for one in made.graph.output):
+            onnx.checker.check_model(str(target), full_check=True)
         return {
             "broadcast": list(marked),
             "nodes": len(made.graph.node),
@@ -145,7 +149,6 @@ def _prepared(proto: Any, rows: Sequence[str]) -> Any:
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
     kept = [(one.name, one.SerializeToString()) for one in proto.graph.input]
-    outputs = [one.SerializeToString() for one in proto.graph.output]
     del proto.graph.value_info[:]
     for item in (*proto.graph.input, *proto.graph.output):
         for dim in item.type.tensor_type.shape.dim:
@@ -160,8 +163,6 @@ def _prepared(proto: Any, rows: Sequence[str]) -> Any:
     for name, text in kept:  # those that nothing reads are dropped by it
         if name not in left:
             found.graph.input.append(onnx.ValueInfoProto.FromString(text))
-    del found.graph.output[:]
-    found.graph.output.extend(onnx.ValueInfoProto.FromString(text) for text in outputs)
     return found
 
 
@@ -181,6 +182,17 @@ def _require_known(source: Source, name: str) -> None:
             model=name,
             output=min(passed),
         )
+
+
+def _state(outputs: Any, stated: Sequence[Any]) -> None:
+    """Outputs as they were stated; where no shape was, the one that was found."""
+    for output, item in zip(outputs, stated, strict=True):
+        if item.type.tensor_type.HasField("shape"):
+            output.CopyFrom(item)
+            continue
+        for dim in output.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value"):
+                dim.Clear()
 
 
 def _assembled(
