@@ -178,7 +178,6 @@ def choose(
     rows: Sequence[int],
     budget_s: float,
     prepare_s: float,
-    launches: int = 2,
     skip: Sequence[str] = (),
     is_fresh: bool = False,
     tell: Callable[[str], None] = lambda _: None,
@@ -191,7 +190,6 @@ def choose(
         rows: Sizes to decide for.
         budget_s: For starting and measuring.
         prepare_s: For converting and compiling before that.
-        launches: As for ``select``.
         skip: Patterns of further arms to leave out.
         is_fresh: Choose anew where there is a record already.
         tell: Called with one line of text now and then.
@@ -218,7 +216,9 @@ def choose(
         labels=None if is_strict else dict(labels),
         protocol=Protocol(budget_s=budget_s, prepare_budget_s=prepare_s, load_timeout_s=120),
         skip=(*_SKIPPED, *_twice(files), *skip),
-        launches=launches,
+        # The table is measured in fresh processes afterwards. And each size is measured by
+        # itself there: how arms get along on a mixture of sizes is another question.
+        launches=0,
         progress=tell,
     )
 

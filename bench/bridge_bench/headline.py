@@ -76,7 +76,6 @@ class Pace:
         once_s: For each selection of the model that takes the user once.
         prepare_s: For compiling and converting before the first of them.
         convert_s: The same before the others.
-        launches: Fresh processes to confirm a choice in.
         blocks: Of the table, for each size.
         slice_s: Of a turn.
         users: Requests over which AUC is measured.
@@ -88,7 +87,6 @@ class Pace:
     once_s: float = 45.0
     prepare_s: float = 90.0
     convert_s: float = 60.0
-    launches: int = 1
     blocks: int = 16
     slice_s: float = 0.03
     users: int = 40
@@ -102,7 +100,6 @@ QUICK = Pace(
     once_s=15.0,
     prepare_s=10.0,
     convert_s=10.0,
-    launches=0,
     blocks=5,
     slice_s=0.015,
     users=8,
@@ -220,7 +217,6 @@ class Headline:
                     rows=self._rows,
                     budget_s=pace.once_s if choice.takes_user_once else pace.choice_s,
                     prepare_s=pace.convert_s if index else pace.prepare_s,
-                    launches=pace.launches,
                     skip=skip,
                     is_fresh=not is_known,
                     tell=self._tell,
