@@ -32,6 +32,7 @@ from bridge.errors import (
 from bridge.isolated import IsolatedPredictor
 from bridge.isolation import Worker
 from bridge.loading import open_model
+from bridge.memory import resident_bytes
 from bridge_deeprec.backend import WARM_CALLS, check_agreement
 from bridge_deeprec.configuration import environment, model_config
 from bridge_deeprec.library import NAME, VARIABLE, Library, ServedModel, find
@@ -201,6 +202,18 @@ def test_broken_answers_are_errors(
     if word == "error":
         assert caught.value.detail["status"] == 500
     check(predictor, ranker)
+
+
+def test_what_the_library_hands_out_is_given_back(served: ServedModel, ranker: Any) -> None:
+    predictor, inputs = local(ranker, served), ranker.batch(2000)
+    size = sum(array.nbytes for array in predictor.predict(inputs).values())
+    before = resident_bytes()
+    for _ in range(300):
+        predictor.predict(inputs)
+    after = resident_bytes()
+    assert before is not None
+    assert after is not None
+    assert after - before < 100 * size
 
 
 @pytest.mark.parametrize(
