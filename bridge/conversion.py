@@ -26,14 +26,12 @@ from bridge.cache import default_cache
 from bridge.check import Arrays
 from bridge.cpus import cpu_flags
 from bridge.errors import (
-    BackendUnavailable,
     BridgeError,
     CacheError,
     ConversionError,
     OptionError,
     PredictTimeout,
     UnsupportedModel,
-    UntrustedModel,
     WorkerDied,
 )
 from bridge.isolation import Worker
@@ -47,6 +45,7 @@ from bridge.routes import (
     Route,
     find_routes,
     held_format,
+    impossible,
     named_route,
     require_samples,
     require_target,
@@ -212,7 +211,7 @@ def convert(
     found.format.check(found)
     possible = [one for one in ways if one.status == "possible"]
     if not possible:
-        raise _impossible(found, ways[0])
+        raise impossible(found, ways[0])
     chosen = {
         one: registry().adapters.get(one).options_type.make(given)
         for one, given in (options or {}).items()
@@ -474,19 +473,6 @@ def _ended(adapter: str, model: ModelRef, error: WorkerDied | PredictTimeout) ->
         fix="What it printed is in detail['log']; try another route.",
         model=model.name,
         log=log,
-    )
-
-
-def _impossible(model: ModelRef, route: Route) -> BridgeError:
-    kind: type[BridgeError] = UnsupportedModel
-    if route.status == "not installed":
-        kind = BackendUnavailable
-    elif "may run code" in route.reason:
-        kind = UntrustedModel
-    return kind(
-        f"the route {route.name} cannot be taken: {route.reason}",
-        fix=route.fix or "'bridge routes' shows the others.",
-        model=model.name,
     )
 
 

@@ -17,7 +17,15 @@ from bridge.adapter import Adapter, CalibratedAdapter
 from bridge.backend import Backend
 from bridge.check import Arrays
 from bridge.device import Device
-from bridge.errors import BackendNotFound, OptionError, UnsupportedModel, nearest
+from bridge.errors import (
+    BackendNotFound,
+    BackendUnavailable,
+    BridgeError,
+    OptionError,
+    UnsupportedModel,
+    UntrustedModel,
+    nearest,
+)
 from bridge.model import ModelRef
 from bridge.options import TIERS
 from bridge.registry import registry
@@ -27,6 +35,7 @@ __all__ = [
     "Route",
     "find_routes",
     "held_format",
+    "impossible",
     "named_route",
     "require_samples",
     "require_target",
@@ -186,6 +195,20 @@ def require_samples(model: ModelRef, routes: Sequence[Route], samples: Arrays | 
             option="samples",
         )
     calibration.check(model, samples)
+
+
+def impossible(model: ModelRef, route: Route) -> BridgeError:
+    """The error that says why a route cannot be taken."""
+    kind: type[BridgeError] = UnsupportedModel
+    if route.status == "not installed":
+        kind = BackendUnavailable
+    elif "may run code" in route.reason:
+        kind = UntrustedModel
+    return kind(
+        f"the route {route.name} cannot be taken: {route.reason}",
+        fix=route.fix or "'bridge routes' shows the others.",
+        model=model.name,
+    )
 
 
 def held_format(name: str) -> str:
