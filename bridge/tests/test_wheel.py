@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -69,28 +70,30 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+def packages() -> list[Path]:
+    """Folders of the packages that a wheel is made of."""
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text("utf-8"))
+    return [
+        CHECKOUT / one for one in project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    ]
+
+
 @pytest.mark.checkout
-def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
-    names = zipfile.ZipFile(wheel).namelist()
-    tops = {name.partition("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {
-        "bridge",
-        "bridge_bench",
-        "bridge_conformance",
-        "bridge_convert",
-        "bridge_cli",
-        "bridge_onnxruntime",
-        "bridge_openvino",
-        "bridge_reference",
-        "bridge_tensorflow",
-        "bridge_tensorrt",
-        "bridge_torch",
-        "bridge_zoo",
+def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: Path) -> None:
+    found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    wanted = {
+        path.relative_to(package.parent).as_posix()
+        for package in packages()
+        for path in package.rglob("*")
+        if path.is_file() and not {"tests", "__pycache__"} & set(path.parts)
     }
-    assert not [name for name in names if "/tests/" in name or name.endswith((".pyc", ".onnx"))]
-    for top in tops:
-        if not top.endswith(".dist-info"):
-            assert f"{top}/py.typed" in names
+    assert found == wanted
+    assert {f"{package.name}/py.typed" for package in packages()} <= found
+    assert {package.name for package in packages()} == {
+        item.parent.name
+        for pattern in ("bridge/__init__.py", "[a-z]*/bridge_*/__init__.py")
+        for item in CHECKOUT.glob(pattern)
+    }
 
 
 @pytest.mark.checkout
