@@ -169,6 +169,10 @@ class IsolatedPredictor(Predictor):
             error.model = self.info.model  # the child knows its copy by another name
             raise
 
+    def _update(self, source: Path) -> None:
+        details = self._supervisor.update(source)
+        self.info = dataclasses.replace(self.info, details={**self.info.details, **details})
+
     def _changed_details(self) -> Mapping[str, Any]:
         return self._supervisor.details()
 

@@ -214,6 +214,17 @@ class Worker:
         answer, _ = self._request({"do": "details", "slot": slot}, timeout_s=timeout_s)
         return dict(answer["details"])
 
+    def update(
+        self, source: str | PathLike[str], *, slot: int = 0, timeout_s: float = 300.0
+    ) -> dict[str, Any]:
+        """Has a slot's predictor take over newer parameters; as ``Predictor.update``.
+
+        Returns:
+            ``info.details`` after that.
+        """
+        request = {"do": "update", "slot": slot, "source": str(source)}
+        return dict(self._request(request, timeout_s=timeout_s)[0]["details"])
+
     def open_lane(self, *, slot: int = 0, timeout_s: float = 60.0) -> Lane:
         """A way to call a slot's predictor through shared memory.
 

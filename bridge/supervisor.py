@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
@@ -93,10 +95,10 @@ class _Shift:
         if self.end is not None:
             self._clear()
 
-    def details(self, timeout_s: float) -> dict[str, Any] | None:
-        """``info.details`` as the process tells them now; ``None`` if it has ended."""
-        with self._opening:
-            return None if self.end is not None else self.worker.details(timeout_s=timeout_s)
+    def ask(self, question: Callable[[Worker], dict[str, Any]]) -> dict[str, Any] | None:
+        """What the process answers; ``None`` if it has ended."""
+        with self._opening:  # a worker's requests are for one thread at a time
+            return None if self.end is not None else question(self.worker)
 
     def finish(self, end: WorkerDied) -> None:
         """Ends the process at once and wakes who waits."""
@@ -166,6 +168,8 @@ class Supervisor:
         self._timeout_s = timeout_s
         self._owner = os.getpid()
         self._starting = threading.Lock()
+        self._updating = threading.Lock()
+        self._updates: list[Path] = []  # taken over since it was loaded, in order
         self._ending = threading.Lock()
         self._crashes: list[float] = []  # in the last minute
         self._streak = 0  # crashes without a minute of peace between them
@@ -221,10 +225,27 @@ class Supervisor:
 
     def details(self) -> dict[str, Any]:
         """``info.details`` as the child tells them now; errors as for ``call``."""
+        return self._asked(lambda worker: worker.details(timeout_s=self._timeout_s))
+
+    def update(self, source: Path) -> dict[str, Any]:
+        """Has the child take over newer parameters, and each that replaces it.
+
+        Returns:
+            ``info.details`` after that.
+
+        Raises:
+            BridgeError: As for ``call``, or what the child answered; then nothing has changed.
+        """
+        with self._updating:
+            details = self._asked(lambda worker: worker.update(source))
+            self._updates.append(source)
+        return details
+
+    def _asked(self, question: Callable[[Worker], dict[str, Any]]) -> dict[str, Any]:
         while True:
             shift = self._shift
             try:
-                found = shift.details(self._timeout_s)
+                found = shift.ask(question)
             except WorkerDied as error:
                 raise self._died(shift) from error
             except PredictTimeout:
@@ -278,6 +299,13 @@ class Supervisor:
     def _begun(self) -> _Shift:
         try:
             worker, loaded = self._start()
+            try:
+                for source in self._updates:
+                    details = worker.update(source)
+                    loaded = replace(loaded, info={**loaded.info, "details": details})
+            except BaseException:
+                worker.kill()
+                raise
         except WorkerDied as error:
             self._count(error)
             raise

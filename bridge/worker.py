@@ -10,6 +10,7 @@ wrong. Requests, by their field ``do``:
 ``unload``   slot
 ``predict``  slot, outputs, with arrays -> arrays, call_s
 ``details``  slot -> details, asked of the runtime anew
+``update``   slot, source -> details, with newer parameters taken over
 ``inputs``   key, names, with arrays: sets of inputs for ``measure``
 ``outputs``  slot, key -> calls_s; keeps the outputs of each set of inputs
 ``measure``  slot, key, calls, discard, callers, split_rows, ... -> elapsed_ns, cpu_ns, drift,
@@ -117,6 +118,11 @@ class _Service:
         started = perf_counter()
         results = predict(arrays, request["outputs"])
         return {"call_s": perf_counter() - started}, results
+
+    def update(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
+        predictor = self.predictor(request["slot"])
+        predictor.update(request["source"])
+        return {"details": dict(predictor.info.details)}, {}
 
     def details(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
         return {"details": dict(self.predictor(request["slot"]).refresh_info().details)}, {}
@@ -311,6 +317,7 @@ def main() -> int:
         "unload": service.unload,
         "predict": service.predict,
         "details": service.details,
+        "update": service.update,
         "inputs": service.inputs,
         "outputs": service.outputs,
         "measure": service.measure,

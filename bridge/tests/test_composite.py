@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,14 +16,14 @@ import pytest
 import bridge
 from bridge import proof
 from bridge.conversion import convert
-from bridge.errors import InvalidModel, UnsupportedModel
+from bridge.errors import InvalidModel, UnsupportedModel, WorkerDied
 from bridge.loading import open_model
 from bridge.registry import registry
 from bridge.routes import find_routes, held_format, require_target, runners
 from bridge_bench.plan import plan
 
 PLUGIN = """
-import json
+import dataclasses, json
 from pathlib import Path
 import numpy as np
 import bridge
@@ -69,6 +72,12 @@ class Lookup(bridge.Predictor):
             inner.info,
         )
         self.table, self.inner = table, inner
+    def _update(self, source):
+        table = np.array(json.loads(source.read_text()), np.float32)
+        if len(table) != len(self.table):
+            raise InvalidModel("the newer table is of another length.", fix="Copy it again.")
+        self.table = table
+        self.info = dataclasses.replace(self.info, details={"source": source.name})
     def _predict(self, inputs, outputs):
         return self.inner.predict({"rows": self.table[inputs["ids"]]}, outputs)
     def _close(self):
@@ -179,11 +188,41 @@ def test_users_get_the_front_and_the_backend_the_model_inside(make: Make) -> Non
         inner.predict({"rows": np.zeros((1, 2), np.float32)})
 
 
-def test_it_works_in_a_process_of_its_own(make: Make) -> None:
+def test_it_works_in_a_process_of_its_own(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "newer").write_text("[[0, 1], [0, 2], [0, 3]]")
+    (tmp_path / "short").write_text("[]")
     with bridge.load(make(), isolated=True) as predictor:
         assert predictor.signature.input_names == ("ids",)
         assert predictor.predict(IDS)["y"].tolist() == WANTED
         assert predictor.info.format == "sum_with_table"
+        predictor.update(tmp_path / "newer")
+        assert predictor.predict(IDS)["y"].tolist() == [3.0, 1.0, 3.0]
+        assert predictor.info.details["source"] == "newer"
+        with pytest.raises(InvalidModel, match="another length"):
+            predictor.update(tmp_path / "short")
+        first = predictor.info.details["pid"]
+        os.kill(first, signal.SIGKILL)
+        with contextlib.suppress(WorkerDied):
+            predictor.predict(IDS)
+        assert predictor.predict(IDS)["y"].tolist() == [3.0, 1.0, 3.0]  # taken over again
+        assert predictor.info.details["pid"] != first
+        assert predictor.info.details["source"] == "newer"
+
+
+def test_parameters_are_renewed_whole_or_not_at_all(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "newer").write_text("[[0, 1], [0, 2], [0, 3]]")
+    (tmp_path / "short").write_text("[]")
+    folder = make()
+    with bridge.load(folder) as predictor:
+        predictor.update(str(tmp_path / "newer"))
+        with pytest.raises(InvalidModel, match="another length"):
+            predictor.update(tmp_path / "short")
+        assert predictor.predict(IDS)["y"].tolist() == [3.0, 1.0, 3.0]
+    with (
+        bridge.load(folder / "model.sum") as plain,
+        pytest.raises(UnsupportedModel, match="cannot be renewed while it is loaded"),
+    ):
+        plain.update(tmp_path / "newer")
 
 
 def test_a_front_that_fails_closes_the_model_inside(
@@ -191,7 +230,7 @@ def test_a_front_that_fails_closes_the_model_inside(
 ) -> None:
     folder = make("[]")
     closed: list[Any] = []
-    monkeypatch.setattr(bridge.Predictor, "close", lambda self: closed.append(self))
+    monkeypatch.setattr(bridge.Predictor, "close", closed.append)
     with pytest.raises(InvalidModel, match="the table is too short") as caught:
         bridge.load(folder)
     assert (caught.value.backend, caught.value.model) == ("adder", "model")
