@@ -56,7 +56,8 @@ ONCE = "onnx-broadcast"
 _SERVES = frozenset({"won", "tied", "eliminated", "undecided"})
 _SKIPPED = (
     *("*pinning=*", "*hint=*", "*memory_pattern=*", "*arena=*", "*graph_optimiz*"),
-    *("*execution=compiled*", "*execution=*,threads=*", "*execution=*,autocast=*"),
+    *("*inter_threads=*", "*/spinning=true*", "*execution_mode=*", "*/*<onnx-int8-embeddings"),
+    *("*execution=compiled*", "*execution=*,*"),
 )
 """Arms that are left out: options that change little here, and what compiles for a minute
 to be another arm's equal."""
@@ -214,7 +215,9 @@ def choose(
         profile=InputProfile(samples=Samples.of(samples)),
         gate=gate,
         labels=None if is_strict else dict(labels),
-        protocol=Protocol(budget_s=budget_s, prepare_budget_s=prepare_s, load_timeout_s=120),
+        protocol=Protocol(
+            budget_s=budget_s, prepare_budget_s=prepare_s, load_timeout_s=120, slice_s=0.03
+        ),
         skip=(*_SKIPPED, *_twice(files), *skip),
         # The table is measured in fresh processes afterwards. And each size is measured by
         # itself there: how arms get along on a mixture of sizes is another question.
@@ -246,10 +249,17 @@ def served(record: SelectionRecord, choice: Choice) -> Contender:
 
 
 def best_of_each(files: Files, record: SelectionRecord, rows: int) -> dict[str, ArmRecord]:
-    """The fastest arm of each backend on the model's own files, by backend."""
+    """The fastest arm of each backend on the model's own files, by backend.
+
+    Args:
+        files: The model.
+        record: With these files.
+        rows: Rows of a call; the bucket that they belong to counts.
+    """
     found: dict[str, tuple[float, ArmRecord]] = {}
+    covering = [one.rows for one in record.buckets if one.to_rows is None or rows <= one.to_rows]
     for arm in record.arms:
-        seen = arm.bucket(rows)
+        seen = arm.bucket(covering[0])
         is_own = arm.model < len(files.models) and not record.models[arm.model].route
         if not is_own or seen is None or seen.status not in _SERVES or seen.median_s is None:
             continue

@@ -72,8 +72,8 @@ class Pace:
     """How long is measured.
 
     Attributes:
-        choice_s: For each selection.
-        once_s: For each selection of the model that takes the user once.
+        rows: Sizes that are decided for; others are served by the nearest.
+        choices_s: For each selection.
         prepare_s: For compiling and converting before the first of them.
         convert_s: The same before the others.
         blocks: Of the table, for each size.
@@ -83,21 +83,21 @@ class Pace:
         peak_s: For each product.
     """
 
-    choice_s: float = 75.0
-    once_s: float = 45.0
+    rows: tuple[int, ...] = (1, 64, 512)
+    choices_s: tuple[float, ...] = (75.0, 100.0, 35.0, 60.0)
     prepare_s: float = 90.0
     convert_s: float = 60.0
-    blocks: int = 16
+    blocks: int = 12
     slice_s: float = 0.03
-    users: int = 40
+    users: int = 24
     load: throughput.Pace = dataclasses.field(default_factory=throughput.Pace)
     peak_s: float = 0.4
 
 
 FULL = Pace()
 QUICK = Pace(
-    choice_s=25.0,
-    once_s=15.0,
+    rows=(1, 512),
+    choices_s=(25.0, 30.0, 12.0, 20.0),
     prepare_s=10.0,
     convert_s=10.0,
     blocks=5,
@@ -204,9 +204,10 @@ class Headline:
         found: dict[str, tuple[Choice, SelectionRecord]] = {}
         told = data.setdefault("choices", {})
         pace, skip = self._pace, list[str]()
+        names = (choice.name for choice in CHOICES)
+        budgets_s = dict(zip(names, pace.choices_s, strict=True))
         for index, choice in enumerate(CHOICES):
-            before = told.get(choice.name, {"error": "", "rows": []})
-            is_known = before["error"] is None and set(self._rows) <= set(before["rows"])
+            is_known = told.get(choice.name, {"error": ""})["error"] is None
             if not is_known and self._is_over():
                 continue
             self._tell(f"choosing: {choice.name}")
@@ -214,8 +215,8 @@ class Headline:
                 record = choose(
                     files,
                     choice,
-                    rows=self._rows,
-                    budget_s=pace.once_s if choice.takes_user_once else pace.choice_s,
+                    rows=pace.rows,
+                    budget_s=budgets_s[choice.name],
                     prepare_s=pace.convert_s if index else pace.prepare_s,
                     skip=skip,
                     is_fresh=not is_known,
@@ -223,7 +224,7 @@ class Headline:
                 )
             except BridgeError as error:
                 what = f"{type(error).__name__}: {error.message}"
-                told[choice.name] = {"error": what, "rows": []}
+                told[choice.name] = {"error": what}
                 self._state.save()
                 continue
             found[choice.name] = choice, record
@@ -237,7 +238,7 @@ class Headline:
                 "refused": {
                     arm.id: arm.reason for arm in record.arms if arm.status == "not_conformant"
                 },
-                "rows": list(self._rows),
+                "rows": [one.rows for one in record.buckets],
                 "error": None,
             }
             self._state.save()

@@ -38,9 +38,9 @@ class Pace:
         rounds: Their turns.
     """
 
-    search_s: float = 0.5
-    round_s: float = 1.0
-    rounds: int = 7
+    search_s: float = 0.4
+    round_s: float = 0.8
+    rounds: int = 6
 
 
 @dataclass(frozen=True, kw_only=True)
