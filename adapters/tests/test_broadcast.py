@@ -60,8 +60,8 @@ GRAPHS = {
     "transposed": "c = Concat<axis=-1>(x, u) y = Gemm<transB=1, alpha=0.5, beta=2.0>(c, w9t, bias)",
     "no_bias": "c = Concat<axis=1>(u, x) y = Gemm(c, w9)",
     "bias_of_rows": "c = Concat<axis=1>(u, x) b = Gemm(c, w9) y = Gemm(c, w9, b)",
-    "bias_of_one_row": "c = Concat<axis=1>(u, z) d = Slice(c, zero, two, one) b = MatMul(u, w4) "
-    "y = Gemm(z, w4, b)",
+    "bias_of_one_row": "c = Concat<axis=1>(u, x) a = MatMul(u, w4) b = ReduceSum(a, one) "
+    "d = Gemm(z, w4, a) e = Gemm(c, w9, b) y = Concat<axis=1>(d, e)",
     "matmul": "c = Concat<axis=1>(u, x) m = MatMul(c, w9) y = Add(bias, m)",
     "matmul_read_twice": "c = Concat<axis=1>(u, x) m = MatMul(c, w9) a = Add(m, bias) "
     "y = Mul(a, m)",

@@ -132,6 +132,12 @@ class Draft:
             kept.append(node)
             needed.update(names_in(node))
         self.nodes = kept[::-1]
+        names: set[str] = set()
+        for node in self.nodes:  # names of nodes need not be those of values
+            if node.name in names:
+                node.name = ""
+            elif node.name:
+                names.add(node.name)
         return [one for one in (*constants, *self.constants) if one.name in needed]
 
 

@@ -202,14 +202,14 @@ def _dense(work: Rewriting, node: Any, given: Halves, axis: int) -> bool:
     work.split.append(node.name or output)
     work.once += 1
     if is_gemm:
-        bias = list(node.input[2:])
-        if bias and bias[0] and not _is_bias(work, bias[0]):
-            bias_name = work.full(bias[0])
-            full = draft.copy_fresh(node, [given.full, theirs, bias_name], f"{output}.full")
+        bias = work.values[node.input[2] if len(node.input) > 2 else ""]
+        if isinstance(bias, Halves) or not (bias.axis == FREE or bias.is_one):
+            added_name = work.full(node.input[2])
+            full = draft.copy_fresh(node, [given.full, theirs, added_name], f"{output}.full")
             one = draft.copy_fresh(node, [given.one, ours], f"{output}.one")
             _settle(work, output, draft.add("Add", [full, one], f"{output}.both"), axis)
             return True
-        one = draft.copy_fresh(node, [given.one, ours, *map(work.full, bias)], f"{output}.one")
+        one = draft.copy_fresh(node, [given.one, ours, bias.name], f"{output}.one")
         kept = {key: attribute(node, key) for key in ("alpha", "transB")}
         stated = {key: value for key, value in kept.items() if value is not None}
         _settle(work, output, draft.add("Gemm", [given.full, theirs, one], output, **stated), axis)
@@ -227,12 +227,6 @@ def _dense(work: Rewriting, node: Any, given: Halves, axis: int) -> bool:
         found = draft.add("Add", [full, one], f"{output}.both")
     _settle(work, output, found, axis)
     return True
-
-
-def _is_bias(work: Rewriting, name: str) -> bool:
-    """Whether what a Gemm adds has one row, or none."""
-    value = work.values[name]
-    return not isinstance(value, Halves) and (value.axis == FREE or value.is_one)
 
 
 def _added(work: Rewriting, name: str) -> tuple[Any, str] | None:
