@@ -159,7 +159,8 @@ def _dynamo(program: Any, signature: bridge.Signature, target: Path, opset: int)
             wanted=opset,
             got=written,
         )
-    weights = sum(one.const_value.nbytes for one in made.model.graph.initializers.values())
+    tensors = [one.const_value for one in made.model.graph.initializers.values()]
+    weights = sum(int(one.nbytes) for one in tensors if one is not None)
     made.save(str(target), external_data=weights > onnx_file.LARGEST_BYTES)
 
 

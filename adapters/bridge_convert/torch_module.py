@@ -86,7 +86,7 @@ def _exported(live: Any, signature: bridge.Signature) -> Any:
     for spec in signature.inputs:
         assert spec.dtype is not None
         dims: dict[int, Any] = {}
-        sizes = list(spec.shape or ())
+        sizes: list[Any] = list(spec.shape or ())
         for axis, size in enumerate(sizes):
             if isinstance(size, int):
                 continue
