@@ -3,7 +3,8 @@
 A checkpoint ``model.ckpt-7`` is ``model.ckpt-7.index``, a sorted table of what there is, and
 ``model.ckpt-7.data-00000-of-00001`` and so on, raw tensors. Source:
 ``tensorflow/core/util/tensor_bundle/tensor_bundle.h``, ``tensor_bundle.proto`` and
-``saved_tensor_slice_util.h``. Why not TensorFlow's own reader: docs/decisions.
+``saved_tensor_slice_util.h``. Why not TensorFlow's own reader:
+docs/decisions/0019-checkpoints-without-tensorflow.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Ids to row numbers, many at a time, through the hash index of pandas.
 
-Why pandas: docs/decisions. It is imported when the first index is built.
+Why pandas: docs/decisions/0020-embedding-tables.md. It is imported when the first index is built.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A reader takes ``current`` once and uses nothing else: a ``Snapshot`` never changes. A delta
 makes a new one, with the changed rows in front of the tables, and puts it in the old one's place
-by one assignment. Why so: docs/decisions.
+by one assignment. Why so: docs/decisions/0020-embedding-tables.md.
 """
 
 from __future__ import annotations
