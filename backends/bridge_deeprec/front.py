@@ -39,7 +39,13 @@ class TablesPredictor(Predictor):
         super().__init__(manifest.signature, inner.info)
         self._inner = inner
         self._tables = tables
-        self._steps = manifest.steps
+        self._known: Arrays = {}  # what needs no input is computed once
+        self._steps = []
+        for step in manifest.steps:
+            if self._known.keys() >= set(step.inputs):
+                run([step], self._known)
+            else:
+                self._steps.append(step)
         self._rows = manifest.rows
         self._tensors = dict(manifest.tensors)
         rows = {one.input for one in manifest.rows}
@@ -50,9 +56,8 @@ class TablesPredictor(Predictor):
 
     def _predict(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Arrays:
         tables = self._tables.current  # once
-        tensors = {self._tensors[name]: array for name, array in inputs.items()}
-        if self._steps:
-            run(self._steps, tensors)
+        tensors = {**self._known, **{self._tensors[name]: one for name, one in inputs.items()}}
+        run(self._steps, tensors)
         given = {name: inputs[name] for name in self._passed}
         for one in self._rows:
             given[one.input] = tables.gather(one.table, tensors[one.ids])

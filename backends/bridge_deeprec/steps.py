@@ -76,27 +76,27 @@ def run(steps: Sequence[Step], tensors: Arrays) -> Arrays:
         ShapeMismatch: The inputs' sizes do not suit a step.
         InvalidModel: A step is not sound.
     """
-    for step in steps:
-        try:
-            given = [tensors[name] for name in step.inputs]
-            with np.errstate(over="ignore", divide="raise", invalid="raise"):
+    with np.errstate(over="ignore", divide="raise", invalid="raise"):
+        for step in steps:
+            try:
+                given = [tensors[name] for name in step.inputs]
                 results = STEPS[step.op](*given, **step.attrs)
-        except MemoryError:
-            raise
-        except (KeyError, TypeError) as error:
-            raise InvalidModel(
-                f"step '{step.name}' ({step.op}) cannot be done: {error!r}.",
-                fix="Convert the model again.",
-                step=step.name,
-            ) from error
-        except (ValueError, IndexError, ArithmeticError) as error:
-            raise ShapeMismatch(
-                f"the inputs do not suit '{step.name}' ({step.op}): {error}.",
-                fix="Pass sizes that the model takes.",
-                step=step.name,
-            ) from error
-        for index, result in enumerate(results if isinstance(results, tuple) else (results,)):
-            tensors[f"{step.name}:{index}"] = np.asarray(result)
+            except MemoryError:
+                raise
+            except (KeyError, TypeError) as error:
+                raise InvalidModel(
+                    f"step '{step.name}' ({step.op}) cannot be done: {error!r}.",
+                    fix="Convert the model again.",
+                    step=step.name,
+                ) from error
+            except (ValueError, IndexError, ArithmeticError) as error:
+                raise ShapeMismatch(
+                    f"the inputs do not suit '{step.name}' ({step.op}): {error}.",
+                    fix="Pass sizes that the model takes.",
+                    step=step.name,
+                ) from error
+            for index, result in enumerate(results if isinstance(results, tuple) else (results,)):
+                tensors[f"{step.name}:{index}"] = np.asarray(result)
     return tensors
 
 
