@@ -418,6 +418,8 @@ def _attrs(node: Any) -> dict[str, Any]:
         return {"dtype": kind("out_idx")}
     if node.op == "Squeeze":
         return {"axes": list(node.attr["squeeze_dims"].list.i)}
+    if node.op in ("Max", "Prod", "Sum"):
+        return {"keep_dims": bool(node.attr["keep_dims"].b)}
     if node.op == "Pack":
         return {"axis": int(node.attr["axis"].i)}
     if node.op == "StridedSlice":

@@ -10,6 +10,7 @@ Source of the meanings: the pages of ``tf.raw_ops``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -183,6 +184,40 @@ def _fill_empty_rows(
     return whole[order], filled[order], is_empty, back[: len(indices)]
 
 
+def _sparse_reshape(indices: _Array, shape: _Array, wanted: _Array) -> tuple[_Array, ...]:
+    old, new = _sizes(shape), [int(size) for size in wanted]
+    if -1 in new:
+        known = math.prod(size for size in new if size != -1)
+        new[new.index(-1)] = math.prod(old) // known if known else 0
+    if math.prod(old) != math.prod(new) or min(new, default=0) < 0:
+        raise ValueError(f"{old} cannot become {_sizes(wanted)}")
+    flat = np.zeros(len(indices), np.int64)
+    for axis, size in enumerate(old):
+        flat = flat * size + indices[:, axis]
+    found = np.empty((len(indices), len(new)), np.int64)
+    for axis in reversed(range(len(new))):
+        flat, found[:, axis] = np.divmod(flat, max(1, new[axis]))
+    return found, np.array(new, np.int64)
+
+
+def _slice(x: _Array, begin: _Array, size: _Array) -> _Array:
+    places = []
+    for start, count, whole in zip(_sizes(begin), _sizes(size), x.shape, strict=True):
+        end = whole if count == -1 else start + count
+        if not 0 <= start <= end <= whole:
+            raise IndexError(f"{start} to {end} is not within 0 to {whole}")
+        places.append(slice(start, end))
+    return x[tuple(places)]
+
+
+def _reduced(call: Callable[..., Any]) -> Callable[..., _Array]:
+    def done(x: _Array, axes: _Array, *, keep_dims: bool) -> _Array:
+        along = _sizes(axes.reshape(-1))
+        return np.asarray(call(x, axis=along, keepdims=keep_dims), x.dtype)
+
+    return done
+
+
 def _where(condition: _Array) -> _Array:
     return np.argwhere(condition).astype(np.int64)
 
@@ -237,18 +272,24 @@ STEPS: Mapping[str, Callable[..., Any]] = {
     "GatherNd": _gather_nd,
     "GatherV2": _gather,
     "Identity": _same,
+    "Max": _reduced(np.max),
     "OnesLike": np.ones_like,
     "Pack": lambda *given, axis: np.stack(given, axis=axis),
+    "Prod": _reduced(np.prod),
     "Range": _range,
     "Reshape": lambda x, shape: x.reshape(_sizes(shape)),
     "Select": _select,
     "SelectV2": np.where,
     "Shape": lambda x, dtype: np.array(x.shape, np.dtype(dtype)),
     "Size": lambda x, dtype: np.array(x.size, np.dtype(dtype)),
+    "Slice": _slice,
     "SparseFillEmptyRows": _fill_empty_rows,
+    "SparseReshape": _sparse_reshape,
     "Squeeze": _squeeze,
     "StopGradient": _same,
     "StridedSlice": _strided_slice,
+    "Sum": _reduced(np.sum),
+    "Tile": lambda x, counts: np.tile(x, _sizes(counts)),
     "Transpose": lambda x, order: np.transpose(x, _sizes(order)),
     "Unique": _unique,
     "UniqueWithCounts": _unique_counted,

@@ -333,6 +333,51 @@ def named(definition: Any, name: str) -> Any:
     return next(one for one in definition.node if one.name == name)
 
 
+@pytest.mark.parametrize("combiner", ["mean", "sum", "sqrtn"])
+def test_the_lookup_of_feature_columns_is_cut_and_computes_what_it_did(
+    tmp_path: Path, combiner: str
+) -> None:
+    """TensorFlow builds and runs the graph; only then are its variable and gather DeepRec's."""
+    import tensorflow as tf
+
+    from bridge_deeprec.adapter import DeeprecToSavedModel
+
+    v1 = tf.compat.v1
+    table = np.random.default_rng(1).standard_normal((6, DIM)).astype(np.float32)
+    given = np.array([[2, 5, 2, -1], [-1, -1, -1, -1], [4, 1, -1, 5]], np.int64)
+    with tf.Graph().as_default() as graph, v1.Session() as session:
+        ids = v1.placeholder(tf.int64, [None, 4], "ids")
+        where = tf.where(tf.not_equal(ids, -1))
+        sparse = tf.SparseTensor(where, tf.gather_nd(ids, where), tf.shape(ids, tf.int64))
+        variable = v1.get_variable("emb", initializer=table, use_resource=True)
+        pooled = v1.nn.safe_embedding_lookup_sparse([variable], sparse, combiner=combiner)
+        score = tf.reduce_sum(pooled, 1, name="score")
+        session.run(v1.global_variables_initializer())
+        wanted = session.run(score, {ids: given})
+        infos = [v1.saved_model.build_tensor_info(one) for one in (ids, score)]
+        definition = graph.as_graph_def()
+    needed = tf.compat.v1.graph_util.extract_sub_graph(definition, ["score"])
+    gather = next(one for one in needed.node if one.op == "ResourceGather")
+    gather.op = "KvResourceGather"
+    gather.input.append(f"{gather.name}/default")
+    for name in ("Tindices", "batch_dims", "_class"):
+        gather.attr.pop(name, None)
+    default = needed.node.add(name=f"{gather.name}/default", op="Const")
+    default.attr["dtype"].type = tf.float32.as_datatype_enum
+    default.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(0.0))
+    handle = named(needed, gather.input[0])
+    handle.op = "KvVarHandleOp"
+    handle.attr["shape"].shape.Clear()
+    handle.attr["shape"].shape.dim.add(size=DIM)
+    save_model(tmp_path / "model", needed, infos[:1], infos[1])
+    rows = dict(enumerate(table))
+    save(tmp_path / "model/variables/variables", embedding("emb", rows, np.int64))
+    DeeprecToSavedModel().convert(open_model(tmp_path / "model"), tmp_path / "made")
+    with bridge.load(tmp_path / "made") as predictor:
+        assert predictor.signature.input_names == ("ids",)
+        np.testing.assert_allclose(predictor.predict({"ids": given})["score"], wanted, 1e-5, 1e-6)
+
+
 def test_an_unknown_operator_is_named(example: Example, tmp_path: Path) -> None:
     def change(definition: Any) -> None:
         named(definition, "score").op = "FrobnicateV7"

@@ -51,6 +51,22 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any], dict[str, Any]]] = [
         {},
         {},
     ),
+    *(
+        (op, (I64, np.array([1], np.int32)), {"keep_dims": False}, {"keep_dims": False})
+        for op in ("Max", "Prod", "Sum")
+    ),
+    ("Slice", (I64, np.array([0, 1], np.int32), np.array([2, -1], np.int32)), {}, {}),
+    (
+        "SparseReshape",
+        (
+            np.array([[0, 1, 2], [1, 0, 0]], np.int64),
+            np.array([2, 2, 3], np.int64),
+            np.array([4, -1], np.int64),
+        ),
+        {},
+        {},
+    ),
+    ("Tile", (I64, np.array([1, 2], np.int32)), {}, {}),
     ("Squeeze", (I64[None, :, None],), {"axes": [0]}, {"axis": [0]}),
     ("StopGradient", (I64,), {}, {}),
     (
