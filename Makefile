@@ -31,7 +31,7 @@ demo: $(VENV)/.demo $(VENV)/.models
 	$(BIN)/bridge select $(NMP)/nmp $(NMP)/nmp.onnx --budget 60s --launches 2 --max-arms 8 -o $(VENV)/record --force
 
 test: $(VENV)/.dev $(VENV)/.models
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=25 --durations-min=3
 	$(BIN)/bridge conform --all --quick --jobs 2 --strict
 
 conform: $(VENV)/.dev conformance-data

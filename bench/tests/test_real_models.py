@@ -6,11 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import bridge_zoo
 from bridge import DType, Signature, TensorSpec
 from bridge.check import Arrays
+from bridge.errors import UnsupportedModel
 from bridge_bench.comparison import Arm, compare
 from bridge_bench.profile import InputProfile
 
@@ -28,35 +27,34 @@ def errors_of(arms: list[Arm]) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_basic_pitch_agrees_in_all_formats(rows: int) -> None:
-    profile = InputProfile(rows=rows, seed=rows)
-    found = compare([NMP / "nmp", NMP / "nmp.onnx"], profile=profile, rounds=0)
-    worst = errors_of(found.arms)
+def test_basic_pitch_agrees_in_all_formats() -> None:
+    # One row is compared by the tests of the command line, and the reference, which takes half a
+    # minute for three, by its own.
+    profile = InputProfile(rows=3, seed=3)
+    able = ["tensorflow", "onnxruntime", "openvino"]
+    found = compare([NMP / "nmp", NMP / "nmp.onnx"], backends=able, profile=profile, rounds=0)
+    arms = [arm for arm in found.arms if not isinstance(arm.error, UnsupportedModel)]
+    worst = errors_of(arms)
     assert set(worst) == {
         ("tensorflow", "saved_model"),
         ("openvino", "saved_model"),
         ("onnxruntime", "onnx"),
         ("openvino", "onnx"),
-        ("reference", "onnx"),
     }
     assert found.arms[0].is_reference
     assert found.arms[0].backend == "tensorflow"
-    # Seen: 1.6e-6, and 4e-4 for the reference evaluator, which computes in float32 numpy.
-    assert worst.pop(("reference", "onnx")) < 1e-3
-    assert max(worst.values()) < 5e-6
-    renamed = {one.output: one.other for one in found.arms[2].agreement}
-    assert renamed == {
+    assert max(worst.values()) < 5e-6  # seen: 1.6e-6
+    (other,) = [arm for arm in arms if arm.backend == "onnxruntime"]
+    assert {one.output: one.other for one in other.agreement} == {
         "contour": "StatefulPartitionedCall:0",
         "note": "StatefulPartitionedCall:1",
         "onset": "StatefulPartitionedCall:2",
     }
 
 
-@pytest.mark.parametrize("size", bridge_zoo.SIZES)
-def test_the_ranker_agrees_in_all_formats(size: str, tmp_path: Path) -> None:
-    ranker = bridge_zoo.build("ranker", folder=tmp_path, size=size)
-    description = bridge_zoo.describe("ranker", size)
+def test_the_ranker_agrees_in_all_formats(tmp_path: Path) -> None:
+    ranker = bridge_zoo.build("ranker", folder=tmp_path, size="real")  # small: see test_zoo
+    description = bridge_zoo.describe("ranker", "real")
     samples: Arrays = dict(bridge_zoo.inputs(description, rows=33))
     # TorchScript holds no signature; the other formats' own say the same.
     declared = Signature(

@@ -167,7 +167,7 @@ class Turn(bridge.Adapter):
 @bridge.hookimpl
 def register_backends(register):
     names = "exact off odd fails stumbles slow refuses absent unable"
-    for name in names.split():
+    for name in os.environ.get("ACTING", names).split():
         register(Backend(name))
 
 
