@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -304,7 +305,10 @@ class Bundle:
 
     def _table(self, index: Path) -> dict[bytes, bytes]:
         try:
-            size = index.stat().st_size
+            about = index.stat()
+            if not stat.S_ISREG(about.st_mode):  # reading a pipe would wait for a writer
+                raise TableError(f"'{index.name}' is no file")
+            size = about.st_size
             if size > _MAX_INDEX_BYTES:
                 raise TableError(f"it has {size} bytes; wanted at most {_MAX_INDEX_BYTES}")
             return read_table(index.read_bytes())
@@ -314,8 +318,6 @@ class Bundle:
                 fix="Name its path without '.index', or the folder that it is in.",
                 model=str(self.prefix),
             ) from error
-        except IsADirectoryError as error:
-            raise self._invalid(f"'{index.name}' is a folder") from error
         except TableError as error:
             raise self._invalid(f"its index is truncated or corrupt: {error}") from error
 

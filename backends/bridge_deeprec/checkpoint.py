@@ -92,6 +92,8 @@ class Checkpoint:
         variables: The EmbeddingVariables, by name.
         slots: Names of what is an optimizer's, saved like EmbeddingVariables.
         dense: Names of all other tensors.
+        dense_rows: Those of ``variables`` that may be dense variables: an incremental checkpoint
+            has rows of these too, by their position, without versions, counts and offsets.
 
     Raises:
         ModelNotFound: The index, or a file with data, is not there.
@@ -116,6 +118,12 @@ class Checkpoint:
         self.variables = tuple(self._info(name, self._parts[name]) for name in sorted(self._parts))
         self.slots = tuple(sorted(self._slots))
         self.dense = tuple(sorted(dense))
+        self.dense_rows = tuple(
+            info.name
+            for info in self.variables
+            if self.is_incremental
+            and all(part.tensors.keys() == {"keys", "values"} for part in self._parts[info.name])
+        )
         self._refuse_ssd()
 
     def __repr__(self) -> str:

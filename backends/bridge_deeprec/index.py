@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bridge.errors import InvalidModel
+from bridge.errors import BackendUnavailable, InvalidModel
 
 __all__ = ["IdIndex", "Int64s"]
 
@@ -29,12 +29,19 @@ class IdIndex:
 
     Raises:
         InvalidModel: An id is there twice.
+        BackendUnavailable: pandas is not installed.
     """
 
     __slots__ = ("_index", "keys")
 
     def __init__(self, keys: Int64s, name: str, model: str) -> None:
-        import pandas as pd
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise BackendUnavailable(
+                "pandas is not installed, and tables of ids need it.",
+                fix="Install it with: pip install 'inference-bridge[deeprec]'.",
+            ) from error
 
         self.keys = keys
         # A view, as pandas would keep the subclass of mapped arrays.

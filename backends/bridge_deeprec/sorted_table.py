@@ -8,7 +8,10 @@ https://github.com/google/leveldb/blob/main/doc/table_format.md and
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
+
+from bridge.errors import BackendUnavailable
 
 __all__ = ["TableError", "masked_crc", "read_table"]
 
@@ -38,7 +41,13 @@ def read_table(data: bytes) -> dict[bytes, bytes]:
 
     Raises:
         TableError: The bytes are cut off, corrupt, compressed or not in order.
+        BackendUnavailable: ``google-crc32c`` is not installed.
     """
+    if importlib.util.find_spec("google_crc32c") is None:
+        raise BackendUnavailable(
+            "google-crc32c is not installed, and checkpoints cannot be checked without it.",
+            fix="Install it with: pip install 'inference-bridge[deeprec]'.",
+        )
     if len(data) < _FOOTER_BYTES:
         raise TableError(f"it has {len(data)} bytes, and the footer alone has {_FOOTER_BYTES}")
     footer = data[-_FOOTER_BYTES:]

@@ -16,11 +16,14 @@ from typing import Any, Self
 import numpy as np
 
 from bridge.errors import InvalidModel, UnexpectedInput, UnsupportedModel, nearest
+from bridge.logs import logger
 from bridge_deeprec.checkpoint import Checkpoint, EmbeddingInfo
 from bridge_deeprec.index import IdIndex, Int64s
 from bridge_deeprec.table import Floats, Table, default_rows
 
 __all__ = ["Snapshot", "Tables"]
+
+_logger = logger("deeprec")
 
 # Rows in front of a table cost a second look-up for every id; a quarter is where a table is
 # made anew, which takes as long as loading its index.
@@ -171,7 +174,8 @@ class Tables:
         Readers go on with the version that they have. Where an error is raised nothing has
         changed. The new version is current before large changes are merged into the tables,
         which may take seconds more and memory for a second table, and does not stop readers.
-        Dense variables of the delta are not looked at: they are the caller's.
+        Dense variables of the delta, also where it has only some of their rows, are not looked
+        at: they are the caller's.
 
         Returns:
             The version that became current.
@@ -186,6 +190,9 @@ class Tables:
             self._check(before, delta)
             tables = dict(before.tables)
             for info in delta.variables:
+                if info.name not in tables:
+                    _logger.info("%s: rows of the dense '%s' are left out", delta.prefix, info.name)
+                    continue
                 keys, values = delta.read_embedding(info.name)
                 tables[info.name] = tables[info.name].changed_by(
                     keys.astype(np.int64, copy=False),
@@ -223,6 +230,8 @@ class Tables:
         for info in delta.variables:
             table = before.tables.get(info.name)
             if table is None:
+                if info.name in delta.dense_rows:
+                    continue
                 raise UnsupportedModel(
                     f"{where} changes rows of '{info.name}', which has no table here.",
                     fix="Convert the model again from a full checkpoint.",

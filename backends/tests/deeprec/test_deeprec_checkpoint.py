@@ -255,6 +255,14 @@ def test_rows_on_ssd_are_refused(full: Path, tmp_path: Path) -> None:
         Checkpoint.open(prefix)
 
 
+def test_an_index_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.ckpt-1.index")
+    (tmp_path / "model.ckpt-2.index").mkdir()
+    for name in ("model.ckpt-1", "model.ckpt-2"):
+        with pytest.raises(InvalidModel, match="is no file"):
+            Checkpoint.open(tmp_path / name)
+
+
 def test_unreadable_tensors_are_named(tmp_path: Path) -> None:
     found = Checkpoint.open(save(tmp_path / "model", {"words": np.array([b"a"])}))
     with pytest.raises(UnsupportedModel, match="'words'"):

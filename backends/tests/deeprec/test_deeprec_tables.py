@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from bridge.errors import (
+    BackendUnavailable,
     DTypeMismatch,
     InvalidModel,
     ModelNotFound,
@@ -56,6 +58,7 @@ def delta(folder: Path, keys: Any, version: int, values: Any = None, name: str =
     tensors = {
         f"{name}-sparse_incr_keys": keys,
         f"{name}-sparse_incr_values": rows_of(keys, version) if values is None else values,
+        f"{name}-sparse_incr_versions": np.zeros(len(keys), np.int64),
     }
     home = folder / ".incremental_checkpoint"
     return Checkpoint.open(save(home / f"incremental_model.ckpt-{version}", tensors))
@@ -216,6 +219,43 @@ def test_deltas_that_do_not_fit_change_nothing(tmp_path: Path) -> None:
         assert tables.current is now
     with pytest.raises(InvalidModel, match="is incremental; wanted a full one"):
         Tables.build(delta(tmp_path, one, 104))
+
+
+def test_deltas_of_parts_and_with_dense_variables_are_taken(tmp_path: Path) -> None:
+    """As DeepRec writes them: an EmbeddingVariable in parts, a dense one of which rows changed."""
+    tables = Tables.build(full(tmp_path, np.arange(4)))
+    tensors: dict[str, Any] = {"dense/bias": np.zeros(2, np.float32)}
+    for stem, keys in (("n/part_0", [0, 2]), ("n/part_1", [5]), ("n/part_0/Adagrad", [0, 2])):
+        buckets = np.searchsorted(keys, np.arange(1001)).astype(np.int32)
+        tensors |= {
+            f"{stem}-sparse_incr_keys": np.array(keys, np.int64),
+            f"{stem}-sparse_incr_values": rows_of(keys, 101),
+            f"{stem}-sparse_incr_versions": np.zeros(len(keys), np.int64),
+            f"{stem}-sparse_incr_freqs": np.ones(len(keys), np.int64),
+            f"{stem}-incr_partition_offset": buckets,
+        }
+    tensors |= {
+        "plain-sparse_incr_keys": np.array([3, 9], np.int32),
+        "plain-sparse_incr_values": np.ones((2, 5), np.float32),
+    }
+    one = Checkpoint.open(save(tmp_path / ".incremental_checkpoint" / "m.ckpt-101", tensors))
+    assert (one.dense, one.dense_rows, one.slots) == (("dense/bias",), ("plain",), ("n/Adagrad",))
+    tables.apply(one)
+    np.testing.assert_array_equal(
+        tables.gather("n", np.arange(6)),
+        np.stack([rows_of(n, 101 if n in {0, 2, 5} else 100) * (n != 4) for n in range(6)]),
+    )
+
+
+def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = full(tmp_path, np.arange(3))
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(BackendUnavailable, match="pandas is not installed"):
+            Tables.build(checkpoint)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailable, match="google-crc32c is not installed"):
+        Checkpoint.open(checkpoint.prefix)
 
 
 def test_readers_see_one_version_while_deltas_are_applied(tmp_path: Path) -> None:
