@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import bridge
 from bridge.errors import UnsupportedModel
 from bridge_convert.reduced import loaded, quiet, reducer, written
@@ -49,6 +51,7 @@ class OnnxToFloat16(bridge.Adapter):
         self, model: bridge.ModelRef, target: Path, options: OnnxToFloat16Options
     ) -> Mapping[str, Any]:
         proto = loaded(model)
+        clipped = _too_large(proto)
         with quiet():
             from onnxruntime.transformers import float16
 
@@ -64,4 +67,17 @@ class OnnxToFloat16(bridge.Adapter):
                 fix="Use it as it is.",
                 model=model.name,
             )
-        return facts
+        return {**facts, "clipped": clipped}
+
+
+def _too_large(proto: Any) -> int:
+    """Number of weights that float16 cannot hold, which become its largest number."""
+    import onnx
+
+    limit = np.finfo(np.float16).max
+    count = 0
+    for one in proto.graph.initializer:
+        if one.data_type == onnx.TensorProto.FLOAT:
+            values = np.abs(onnx.numpy_helper.to_array(one))
+            count += int(((values > limit) & np.isfinite(values)).sum())
+    return count

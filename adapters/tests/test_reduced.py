@@ -263,6 +263,14 @@ def test_figures_are_kept_and_samples_are_part_of_the_key(
         made(1, tolerance=(1e-6, 0.0))  # who names a tolerance wants it held
 
 
+def test_weights_that_float16_cannot_hold_are_counted(tmp_path: Path) -> None:
+    model = write(tmp_path / "large.onnx", outlier=1e6)
+    made, facts = convert("onnx-float16", model, tmp_path)
+    assert facts["clipped"] == 1
+    stored = {one.name: one for one in onnx.load(made).graph.initializer}
+    assert np.abs(onnx.numpy_helper.to_array(stored["kernel"])).max() == 65504
+
+
 def test_only_the_gate_admits_a_model_that_outliers_spoil(tmp_path: Path) -> None:
     """One weight of 1000 makes the step of 8 bits 8, in which all others are nothing."""
     model = write(tmp_path / "spoilt.onnx", outlier=1000.0)

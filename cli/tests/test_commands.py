@@ -423,3 +423,18 @@ def test_an_open_signature_asks_for_a_whole_one(bridge: Any, model: Any) -> None
     found = bridge("run", model("open"))
     assert found.code == 5
     assert "--signature FILE.json" in found.err
+
+
+def test_convert_takes_samples_only_for_who_looks_at_them(
+    bridge: Any, model: Any, tmp_path: Path
+) -> None:
+    words = ["--to", "mime", "-o", tmp_path / "made", "--samples"]
+    np.savez(tmp_path / "rows.npz", x=np.ones((4, 3), np.float32))
+    found = bridge("convert", model(), *words, tmp_path / "rows.npz")
+    assert found.code == 2
+    assert "no adapter of acting-to-mime looks at any" in found.err
+    np.savez(tmp_path / "rows.npz", x=np.ones((4, 3)))
+    found = bridge("convert", model(), *words, tmp_path / "rows.npz")
+    assert found.code == 5
+    assert "float64" in found.err
+    assert not (tmp_path / "made").exists()
