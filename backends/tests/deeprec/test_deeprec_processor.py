@@ -405,6 +405,7 @@ def test_the_environment_of_the_library() -> None:
     assert found["START_STATISTIC_STEP"] == "5"
     assert found["LD_PRELOAD"] == "/usr/lib/libjemalloc.so"
     assert "dirty_decay_ms" in found["MALLOC_CONF"]
+    assert "MALLOC_TRIM_THRESHOLD_" not in found  # a setting of the allocator it replaces
 
 
 @pytest.mark.parametrize(
