@@ -102,7 +102,9 @@ class Tables:
                 [n, dim], of which an id gets the one at id modulo n. Zeros where not given.
                 With a feature filter, DeepRec gives every id without a row the same one,
                 ``default_value_no_permission``; without, the rows of the initializer.
-                Source: ``counter_filter_policy.h``, ``nullable_filter_policy.h``.
+                For a negative id, n is added: DeepRec's own remainder would be negative, and
+                read in front of its rows. Source: ``counter_filter_policy.h``,
+                ``nullable_filter_policy.h``, ``KvResourceGatherOp``.
 
         Raises:
             ModelNotFound: A name is not in the checkpoint.

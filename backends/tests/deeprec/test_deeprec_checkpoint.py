@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import pytest
 
@@ -18,6 +17,7 @@ from bridge_deeprec.checkpoint import Checkpoint, EmbeddingInfo
 from bridge_deeprec.sorted_table import TableError, masked_crc, read_table
 
 tf = pytest.importorskip("tensorflow")
+google_crc32c = pytest.importorskip("google_crc32c")
 
 RANDOM = np.random.default_rng(7)
 

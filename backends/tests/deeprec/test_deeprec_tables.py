@@ -26,6 +26,8 @@ from bridge_deeprec.checkpoint import Checkpoint
 from bridge_deeprec.tables import Tables
 
 tf = pytest.importorskip("tensorflow")
+pytest.importorskip("pandas")
+pytest.importorskip("google_crc32c")
 
 DIM = 3
 
