@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 import bridge_zoo
 from bridge.errors import MeasureError, ModelNotFound, OptionError
+from bridge.record import ArmRecord, BucketRecord, Measurement, Route
 from bridge_bench import choices, headline, peak, throughput
 from bridge_bench.contender import Contender, Field, Turn
 from bridge_bench.headline_state import State
@@ -319,3 +321,58 @@ def test_the_stock_call_is_that_of_the_first_files_runtime(tmp_path: Path) -> No
     assert found.backend == "tensorflow"
     assert not found.options
     assert choices.stock(files, 1).options == {"threads": 1}
+
+
+def arm(name: str, model: int, status: str, **medians_s: float) -> ArmRecord:
+    seen = [
+        Measurement(rows=int(rows[1:]), status=status, median_s=value)
+        for rows, value in medians_s.items()
+    ]
+    return ArmRecord(
+        id=name,
+        model=model,
+        backend=name.partition("/")[0],
+        device="cpu",
+        options={},
+        tier="strict",
+        status=status,
+        buckets=tuple(seen),
+    )
+
+
+def test_the_best_of_each_backend_is_that_of_the_size_and_of_the_models_own_files(
+    tmp_path: Path,
+) -> None:
+    files = choices.Files(
+        model="ranker",
+        size="small",
+        folder=tmp_path,
+        weights="seeded",
+        models=(tmp_path / "a", tmp_path / "b.onnx"),
+        samples={},
+        labels={},
+    )
+    record: Any = SimpleNamespace(
+        models=[SimpleNamespace(route=route) for route in ("", "", "onnx-int8")],
+        buckets=[
+            BucketRecord(rows=1, to_rows=22, weight=0.5),
+            BucketRecord(rows=512, to_rows=None, weight=0.5),
+        ],
+        arms=[
+            arm("a", 0, "eliminated", r1=3.0, r512=9.0),
+            arm("a/x", 0, "tied", r1=4.0, r512=8.0),
+            arm("a/y", 0, "eliminated", r1=5.0, r512=10.0),
+            arm("a/wrong", 0, "not_conformant", r1=1.0, r512=1.0),
+            arm("b", 1, "won", r1=1.0, r512=2.0),
+            arm("b/int8", 2, "won", r1=0.5, r512=1.0),
+            arm("c", 1, "skipped"),
+        ],
+        decision=SimpleNamespace(routes=[Route(to_rows=None, arm="b/int8")]),
+    )
+
+    def best(rows: int) -> dict[str, str]:
+        return {name: one.id for name, one in choices.best_of_each(files, record, rows).items()}
+
+    assert best(16) == {"a": "a", "b": "b"}
+    assert best(2048) == {"a": "a/x", "b": "b"}
+    assert choices.beaten(files, record) == ["a/y", "a/wrong"]
