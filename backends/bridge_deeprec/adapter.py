@@ -11,6 +11,7 @@ from typing import Any
 
 import bridge
 from bridge.errors import UnsupportedModel
+from bridge.proof import find_runner
 from bridge.routes import find_routes
 from bridge_deeprec.checkpoint import Checkpoint
 from bridge_deeprec.graph import Graph
@@ -83,6 +84,7 @@ class DeeprecToSavedModel(bridge.Adapter):
             tensors={spec.name: str(spec.native_name) for spec in signature.inputs},
             steps=whole.steps,
             rows=whole.rows,
+            passed=whole.passed,
             versions={
                 "full": checkpoint.version,
                 "delta": newest if newest != checkpoint.version else None,
@@ -95,7 +97,7 @@ class DeeprecToSavedModel(bridge.Adapter):
         original = Original(whole, checkpoint, *names)
         try:
             with bridge.load(target) as made:
-                compared = compare(original, made, tables)
+                compared = compare(original.predict, made, tables.current)
         finally:
             original.close()
         return {
@@ -137,7 +139,21 @@ class TablesToOnnx(bridge.Adapter):
         facts = routes[0].adapters[0].convert(inner, target / "model.onnx")
         shutil.copytree(model.file / TABLES, target / TABLES, copy_function=_linked)
         dataclasses.replace(manifest, holds="onnx", model="model.onnx").write(target)
-        return {**facts, "signature": manifest.source.get("signature", "")}
+        return {
+            **facts,
+            "signature": manifest.source.get("signature", ""),
+            "compared": _compared(model, target),
+        }
+
+
+def _compared(source: bridge.ModelRef, target: Path) -> dict[str, Any]:
+    """The result beside its source, as a chain of conversions is not compared in between."""
+    runner = find_runner("onnx_with_tables")
+    if runner is None:
+        return {"calls": 0}
+    tables = Tables.open(target / TABLES)
+    with bridge.load(source) as right, bridge.load(target, backend=runner) as made:
+        return compare(lambda inputs, _: right.predict(inputs), made, tables.current)
 
 
 def _linked(source: str, target: str) -> str:

@@ -48,8 +48,9 @@ class TablesPredictor(Predictor):
                 self._steps.append(step)
         self._rows = manifest.rows
         self._tensors = dict(manifest.tensors)
-        rows = {one.input for one in manifest.rows}
-        self._passed = [name for name in inner.signature.input_names if name not in rows]
+        self._computed = dict(manifest.passed)
+        added = {one.input for one in manifest.rows} | self._computed.keys()
+        self._passed = [name for name in inner.signature.input_names if name not in added]
         self._versions = dict(manifest.versions)
         self._updating = threading.Lock()
         self._tell()
@@ -59,6 +60,8 @@ class TablesPredictor(Predictor):
         tensors = {**self._known, **{self._tensors[name]: one for name, one in inputs.items()}}
         run(self._steps, tensors)
         given = {name: inputs[name] for name in self._passed}
+        for name, tensor in self._computed.items():
+            given[name] = tensors[tensor]
         for one in self._rows:
             given[one.input] = tables.gather(one.table, tensors[one.ids])
         return self._inner.predict(given, outputs)
@@ -93,7 +96,7 @@ class TablesPredictor(Predictor):
 
 
 def _require_fit(manifest: Manifest, tables: Tables, inner: Predictor) -> None:
-    rows = {one.input for one in manifest.rows}
+    rows = {one.input for one in manifest.rows} | manifest.passed.keys()
     wanted = set(inner.signature.input_names)
     held = tables.current.tables
     for one in manifest.rows:

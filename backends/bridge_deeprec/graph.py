@@ -9,8 +9,9 @@ nothing that runs in a call changes anything.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ class Graph:
         signature: What of it is wanted.
         cut: Where its lookups are.
         model: The model as errors name it.
+
+    Attributes:
+        rows: The lookups, in order of their nodes.
+        passed: What of the steps the dense model takes: tensors by its inputs' names. Known
+            once it is written.
     """
 
     def __init__(
@@ -74,6 +80,7 @@ class Graph:
         self._signature = signature
         self._cut = cut
         self._model = model
+        self.passed: Mapping[str, str] = {}
         self.rows = tuple(
             Rows(f"rows_{number}", one.table, one.ids, self._width(one))
             for number, one in enumerate(cut.lookups)
@@ -91,26 +98,29 @@ class Graph:
         """
         return {one.table: self._default_rows(one) for one in self._cut.lookups}
 
-    def write(self, target: Path, checkpoint: Checkpoint) -> Signature:
+    def write(self, target: Path, checkpoint: Checkpoint) -> None:
         """Writes the dense model as a SavedModel.
 
         Args:
             target: Folder to make.
             checkpoint: With the values of its variables.
-
-        Returns:
-            Which of the inputs it still has, the rows among them, and the outputs.
         """
         import tensorflow as tf
 
-        shapes = self._shapes()
+        tensors = self._in_front()
         rows_of = {one.node for one in self._cut.lookups}
-        definition, variables, fed_names = self.part(self.output_names, rows_of)
-        self.add_inputs(definition, fed_names)
-        for lookup, rows in zip(self._cut.lookups, self.rows, strict=True):
-            made = definition.node.add(name=lookup.node, op="Placeholder")
-            made.attr["dtype"].type = tf.float32.as_datatype_enum
-            made.attr["shape"].shape.CopyFrom(shapes[rows.ids].as_proto())
+        ends = rows_of | (set(self._cut.steps) - self._constant)
+        definition, variables, needed = self.part(self.output_names, ends)
+        self.add_inputs(definition, needed)
+        self.passed = self._pass_on(definition, ends - rows_of)
+        added = {f"{lookup.node}:0": rows.input for lookup, rows in self._looked_up()}
+        for lookup, rows in self._looked_up():
+            shape = tensors.get_tensor_by_name(rows.ids).shape.concatenate([rows.width])
+            _add_placeholder(definition, lookup.node, tf.float32, shape)
+        for name, one in self.passed.items():
+            source = tensors.get_tensor_by_name(one)
+            _add_placeholder(definition, name, source.dtype, source.shape)
+            added[f"{name}:0"] = name
         graph = tf.Graph()
         with graph.as_default():
             mapped, fed = self.variables(variables, checkpoint)
@@ -118,19 +128,44 @@ class Graph:
             inputs = {
                 spec.name: graph.get_tensor_by_name(spec.native_name)
                 for spec in self._signature.inputs
-                if _name(spec.native_name) in fed_names
+                if _name(spec.native_name) in needed
             }
-            for lookup, rows in zip(self._cut.lookups, self.rows, strict=True):
-                inputs[rows.input] = graph.get_tensor_by_name(f"{lookup.node}:0")
+            inputs.update({name: graph.get_tensor_by_name(one) for one, name in added.items()})
+            step_inputs = {tensor: f"{name}:0" for name, tensor in self.passed.items()}
             outputs = {
-                spec.name: graph.get_tensor_by_name(spec.native_name)
+                spec.name: graph.get_tensor_by_name(
+                    step_inputs.get(str(spec.native_name), str(spec.native_name))
+                )
                 for spec in self._signature.outputs
             }
             _save(graph, target, inputs, outputs, fed)
-        return Signature(
-            tuple(spec for spec in self._signature.inputs if spec.name in inputs),
-            self._signature.outputs,
-        )
+
+    def _looked_up(self) -> Iterator[tuple[Lookup, Rows]]:
+        return zip(self._cut.lookups, self.rows, strict=True)
+
+    @functools.cached_property
+    def _constant(self) -> set[str]:
+        """Steps that no input leads to."""
+        found: set[str] = set()
+        for name in self._cut.steps:
+            if all(_name(one) in found for one in self._nodes[name].input if one[0] != "^"):
+                found.add(name)
+        return found
+
+    def _pass_on(self, definition: Any, steps: Set[str]) -> dict[str, str]:
+        """Lets what steps compute come in from outside; tensors by the inputs' names.
+
+        Computed twice it might come in another order, which the rows would not fit.
+        """
+        wanted = [str(spec.native_name) for spec in self._signature.outputs]
+        wanted += [one for node in definition.node for one in node.input]
+        wanted = [one if ":" in one else f"{one}:0" for one in wanted if _name(one) in steps]
+        names = {one: f"step_{at}" for at, one in enumerate(dict.fromkeys(wanted))}
+        for node in definition.node:
+            for at, one in enumerate(node.input):
+                if _name(one) in steps:
+                    node.input[at] = names[one if ":" in one else f"{one}:0"]
+        return {name: tensor for tensor, name in names.items()}
 
     @property
     def output_names(self) -> list[str]:
@@ -178,11 +213,10 @@ class Graph:
         for spec in self._signature.inputs:
             if _name(spec.native_name) not in names:
                 continue
-            made = definition.node.add(name=_name(spec.native_name), op="Placeholder")
             assert spec.dtype is not None  # one that has no counterpart was refused
-            made.attr["dtype"].type = tf.as_dtype(spec.dtype.numpy).as_datatype_enum
+            kind = tf.as_dtype(spec.dtype.numpy)
             sizes = spec.shape and [size if isinstance(size, int) else None for size in spec.shape]
-            made.attr["shape"].shape.CopyFrom(tf.TensorShape(sizes).as_proto())
+            _add_placeholder(definition, _name(spec.native_name), kind, tf.TensorShape(sizes))
 
     def gathers(self) -> dict[str, tuple[str, str, int]]:
         """Every node that gathers: the tensor of its ids, its table, numbers in a row."""
@@ -204,8 +238,8 @@ class Graph:
             seen |= before
         return found
 
-    def _shapes(self) -> dict[str, Any]:
-        """Shapes of the rows by the tensor of ids, as far as TensorFlow can tell them."""
+    def _in_front(self) -> Any:
+        """A graph of inputs and steps, which tells dtypes and shapes of what comes from them."""
         import tensorflow as tf
 
         definition = tf.compat.v1.GraphDef(versions=self._versions)
@@ -215,10 +249,7 @@ class Graph:
         graph = tf.Graph()
         with graph.as_default():
             tf.import_graph_def(definition, name="")
-            return {
-                one.ids: graph.get_tensor_by_name(one.ids).shape.concatenate([one.width])
-                for one in self.rows
-            }
+        return graph
 
     def variables(
         self, nodes: Sequence[Any], checkpoint: Checkpoint
@@ -352,6 +383,12 @@ def _add(definition: Any, node: Any) -> None:
     made.attr.pop("_class", None)  # the nodes that it has to share a device with
     del made.input[:]
     made.input.extend(one for one in node.input if not one.startswith("^"))
+
+
+def _add_placeholder(definition: Any, name: str, dtype: Any, shape: Any) -> None:
+    made = definition.node.add(name=name, op="Placeholder")
+    made.attr["dtype"].type = dtype.as_datatype_enum
+    made.attr["shape"].shape.CopyFrom(shape.as_proto())
 
 
 def _name(tensor: str | None) -> str:

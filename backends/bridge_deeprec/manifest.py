@@ -37,6 +37,7 @@ class Manifest:
         tensors: The graph's tensor of each input, by the input's name: what steps call it.
         steps: What is computed from the inputs, in order.
         rows: The lookups, each an input of the model inside.
+        passed: What of the steps is an input of the model inside: tensors by its name.
         versions: ``full`` and ``delta``: numbers of the checkpoints that it was made from.
         files: Size and SHA-256 of every other file, by its path in the folder; the tables,
             which have digests of their own, have none here.
@@ -49,6 +50,7 @@ class Manifest:
     tensors: Mapping[str, str]
     steps: tuple[Step, ...]
     rows: tuple[Rows, ...]
+    passed: Mapping[str, str]
     versions: Mapping[str, int | None]
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
@@ -72,6 +74,7 @@ class Manifest:
             "tensors": dict(self.tensors),
             "steps": [one.to_dict() for one in self.steps],
             "rows": [asdict(one) for one in self.rows],
+            "passed": dict(self.passed),
             "versions": dict(self.versions),
             "source": dict(self.source),
             "files": files,
@@ -101,6 +104,7 @@ class Manifest:
                 tensors={str(name): str(one) for name, one in about["tensors"].items()},
                 steps=tuple(Step.from_dict(one) for one in about["steps"]),
                 rows=tuple(Rows(**one) for one in about["rows"]),
+                passed={str(name): str(one) for name, one in about["passed"].items()},
                 versions=dict(about["versions"]),
                 files={
                     str(name): (int(one[0]), str(one[1])) for name, one in about["files"].items()

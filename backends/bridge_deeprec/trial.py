@@ -8,18 +8,18 @@ rows of an id are taken from the tables in both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from bridge import proof
 from bridge.check import Arrays
-from bridge.errors import BridgeError, ConversionError
+from bridge.errors import BridgeError, ConversionError, InputError, PredictError
 from bridge.predictor import Predictor
 from bridge_deeprec.checkpoint import Checkpoint
 from bridge_deeprec.graph import Graph
-from bridge_deeprec.tables import Snapshot, Tables
+from bridge_deeprec.tables import Snapshot
 
 __all__ = ["Original", "compare"]
 
@@ -95,27 +95,37 @@ class Original:
         self._session.close()
 
 
-def compare(original: Original, made: Predictor, tables: Tables) -> dict[str, Any]:
-    """Runs both on made-up inputs, whole numbers drawn from the ids of the tables.
+def compare(
+    right: Callable[[Arrays, Snapshot], Arrays], made: Predictor, now: Snapshot
+) -> dict[str, Any]:
+    """Runs two on made-up inputs, whole numbers drawn from the ids of the tables.
+
+    Args:
+        right: What is right, for inputs and tables.
+        made: What is to be judged.
+        now: The tables.
 
     Returns:
-        Calls that were compared and the largest difference; what the original graph does not
-        take is left out.
+        Calls that were compared and the largest difference; what the one that is right does
+        not take is left out.
 
     Raises:
         ConversionError: They differ, or what was made fails.
     """
     import tensorflow as tf
 
-    now = tables.current
     pool = np.concatenate([one.index.keys[:_KEYS] for one in now.tables.values()] + [[0, 1]])
     random = np.random.default_rng(0)
     calls, worst = 0, 0.0
     for given in _generated(made):
         for one in (given, _with_ids(given, pool, random)):
             try:
-                wanted = original.predict(one, now)
-            except tf.errors.OpError:  # made-up numbers may mean nothing to a graph
+                wanted = right(one, now)
+            except (
+                tf.errors.OpError,
+                PredictError,
+                InputError,
+            ):  # made-up numbers may mean nothing to a graph
                 continue
             try:
                 got = made.predict(one)
@@ -125,8 +135,8 @@ def compare(original: Original, made: Predictor, tables: Tables) -> dict[str, An
                     fix="Serve the model with DeepRec's own library.",
                     **error.detail,
                 ) from error
-            for name, right in wanted.items():
-                worst = max(worst, _difference(name, np.asarray(right), got[name]))
+            for name, one_of in wanted.items():
+                worst = max(worst, _difference(name, np.asarray(one_of), got[name]))
             calls += 1
     return {"calls": calls, "max_abs": worst}
 
