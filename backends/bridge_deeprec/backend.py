@@ -23,6 +23,7 @@ from bridge.errors import (
     ModelNotFound,
     OptionError,
     PredictError,
+    UnsupportedModel,
     nearest,
 )
 from bridge.logs import logger
@@ -37,7 +38,7 @@ from bridge_deeprec.options import DeeprecOptions
 from bridge_deeprec.predictor import ProcessorPredictor, version
 from bridge_deeprec.request import TYPES
 
-__all__ = ["WARM_CALLS", "DeeprecBackend", "check_agreement"]
+__all__ = ["WARM_CALLS", "DeeprecBackend", "check_agreement", "check_folders", "served_signature"]
 
 WARM_CALLS = 200
 """Calls after which the memory planner and the cost-model executor have learnt.
@@ -46,6 +47,7 @@ Source: STOP_NODE_STATS_STEP of DeepRec's page ``Executor-Optimization``.
 """
 
 _DEFAULT_KEY = "serving_default"
+_MARK = "BRIDGE_DEEPREC_PROCESS"  # set in processes that were started for one predictor
 _OTHERS = ("tensorflow", "torch", "onnxruntime", "openvino", "google.protobuf")
 # What TensorFlow 1.15 says of a name that a graph does not have: ``subgraph.cc`` and
 # ``direct_session.cc``. Nothing less certain, since a wrong guess ends the process.
@@ -94,7 +96,7 @@ class DeeprecBackend(Backend):
     def worker_environment(self, device: Device, options: DeeprecOptions) -> Mapping[str, str]:
         # A build for GPUs takes what it sees: a CPU is a CPU only if there is nothing to see.
         visible = str(device.index) if device.kind == "cuda" else ""
-        return {**environment(options), "CUDA_VISIBLE_DEVICES": visible}
+        return {**environment(options), "CUDA_VISIBLE_DEVICES": visible, _MARK: "1"}
 
     def search_space(self, model: ModelRef, device: Device) -> tuple[Options | Pruned, ...]:
         """What DeepRec's pages recommend to try: threads, sessions, executor, planner."""
@@ -119,11 +121,11 @@ class DeeprecBackend(Backend):
         return super().refuse(model, device)
 
     def _load(self, model: ModelRef, device: Device, options: DeeprecOptions) -> Predictor:
-        self._require_own_process(device, options)
+        _require_own_process()
         path = find()
         assert path is not None  # probe found it
-        key, signature = _signature(model)
-        _check_folders(options)
+        key, signature = served_signature(model)
+        check_folders(options)
         config = model_config(options, str(model.file), key)
         served = ServedModel(Library(path), json.dumps(config))
         check_agreement(signature, served, path)
@@ -145,23 +147,6 @@ class DeeprecBackend(Backend):
             },
         )
         return predictor
-
-    def _require_own_process(self, device: Device, options: DeeprecOptions) -> None:
-        """Refuses a process that was not started for this predictor.
-
-        The library reads its environment once, ends its process on bad input, and clashes
-        with another TensorFlow or protobuf.
-        """
-        wanted = self.worker_environment(device, options)
-        is_own = all(os.environ.get(name) == value for name, value in wanted.items())
-        other = next((name for name in _OTHERS if name in sys.modules), None)
-        if is_own and other is None:
-            return
-        reason = f"{other} is loaded in this one" if other else "this one is not"
-        raise BackendUnavailable(
-            f"DeepRec's library runs only in a process that was started for it; {reason}.",
-            fix="Load the model with bridge.load, which starts one.",
-        )
 
     def _tested(
         self,
@@ -194,6 +179,22 @@ class DeeprecBackend(Backend):
         return found
 
 
+def _require_own_process() -> None:
+    """Refuses a process that was not started for this predictor.
+
+    The library reads its environment once, ends its process on bad input, and clashes with
+    another TensorFlow or protobuf.
+    """
+    other = next((name for name in _OTHERS if name in sys.modules), None)
+    if _MARK in os.environ and other is None:
+        return
+    reason = "this one is not" if other is None else f"{other} is loaded in this one"
+    raise BackendUnavailable(
+        f"DeepRec's library runs only in a process that was started for it; {reason}.",
+        fix="Load the model with bridge.load, which starts one.",
+    )
+
+
 def _not_loadable(path: Path) -> str | None:
     """What is wrong with a file that should be a library; ``None`` if it looks like one."""
     try:
@@ -210,8 +211,13 @@ def _not_loadable(path: Path) -> str | None:
     return None
 
 
-def _signature(model: ModelRef) -> tuple[str, Signature]:
-    """Key and tensors of the signature to serve, from the model's own file."""
+def served_signature(model: ModelRef) -> tuple[str, Signature]:
+    """Key and tensors of the signature to serve, from the model's own file.
+
+    Raises:
+        OptionError: There is no such signature.
+        UnsupportedModel: A tensor cannot be an array.
+    """
     signatures = model.facts.signatures
     key = model.signature_key
     if key is None:
@@ -223,10 +229,20 @@ def _signature(model: ModelRef) -> tuple[str, Signature]:
             signature=key,
             valid=sorted(signatures),
         )
-    return key, signatures[key]
+    found = signatures[key]
+    for spec in (*found.inputs, *found.outputs):
+        if spec.dtype is None or not spec.native_name:
+            raise UnsupportedModel(
+                f"'{spec.name}' of signature '{key}' is sparse, composite, or of a type that has "
+                "no arrays here.",
+                fix="Export a signature of dense tensors.",
+                signature=key,
+                tensor=spec.name,
+            )
+    return key, found
 
 
-def _check_folders(options: DeeprecOptions) -> None:
+def check_folders(options: DeeprecOptions) -> None:
     """Refuses what ``initialize`` would wait for without end, looking every 60 s."""
     folder = options.checkpoint_dir
     if folder is None:
@@ -273,8 +289,9 @@ def check_agreement(signature: Signature, served: ServedModel, path: Path) -> No
 
 def _made_up(spec: TensorSpec) -> Any:
     """One row, as the library makes it for its own warm-up: ones; here also empty strings."""
-    shape = [size if isinstance(size, int) else 1 for size in spec.shape or ()]
-    assert spec.dtype is not None  # of what is unknown, a SavedModel has none
+    dims = (1,) if spec.shape is None else spec.shape
+    shape = [size if isinstance(size, int) else 1 for size in dims]
+    assert spec.dtype is not None  # refused before
     if spec.dtype is DType.STRING:
         return np.full(shape, "", object)
     return np.ones(shape, spec.dtype.numpy)

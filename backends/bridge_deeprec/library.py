@@ -39,7 +39,7 @@ def find() -> Path | None:
     """
     named = os.environ.get(VARIABLE)
     if named:
-        return Path(named)
+        return Path(named).absolute()  # a bare name would be searched for by the loader
     for folder in filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")):
         path = Path(folder) / NAME
         if path.is_file():

@@ -62,9 +62,13 @@ class Stub:
 
         Args:
             words: What goes wrong; see ``abi_stub.c``.
-            more: ``poll_ms``, times of ``Isolation``, and options.
+            more: ``poll_ms``, times and ``environment`` of ``Isolation``, and options.
         """
-        environment = {"ABI_STUB": ",".join(words), "ABI_STUB_POLL_MS": str(more.pop("poll_ms", 1))}
+        environment = {
+            "ABI_STUB": ",".join(words),
+            "ABI_STUB_POLL_MS": str(more.pop("poll_ms", 1)),
+            **more.pop("environment", {}),
+        }
         times = {name: more.pop(name) for name in list(more) if name.endswith("timeout_s")}
         return bridge.load(
             model.folder,

@@ -27,13 +27,14 @@ from bridge.errors import (
     ShapeMismatch,
     UnexpectedInput,
     UnknownOutput,
+    UnsupportedModel,
     WorkerDied,
 )
 from bridge.isolated import IsolatedPredictor
 from bridge.isolation import Worker
 from bridge.loading import open_model
 from bridge.memory import resident_bytes
-from bridge_deeprec.backend import WARM_CALLS, check_agreement
+from bridge_deeprec.backend import WARM_CALLS, check_agreement, check_folders, served_signature
 from bridge_deeprec.configuration import environment, model_config
 from bridge_deeprec.library import NAME, VARIABLE, Library, ServedModel, find
 from bridge_deeprec.options import DeeprecOptions
@@ -81,20 +82,19 @@ def test_answers_are_those_of_numpy(load: Load, ranker: Any) -> None:
     assert predictor.info.details["pid"] == info.details["pid"]
 
 
-def test_older_builds_are_asked_by_tensor(load: Load, ranker: Any) -> None:
-    predictor = load(ranker, "tensor", "info-fails", "no-json")
-    assert predictor.info.details["names"] == "tensor"
-    assert predictor.info.details["full_version"] is None
-    check(predictor, ranker)
-    with pytest.raises(PredictError, match="status 500"):
-        predictor.refresh_info()
-
-
-def test_strings_and_calls_side_by_side(load: Load, tmp_path: Path, ranker: Any) -> None:
+def test_older_builds_strings_and_calls_side_by_side(
+    load: Load, tmp_path: Path, ranker: Any
+) -> None:
     model = type(ranker)(tmp_path / "texts", [("text", "string", ()), ("ids", "long", (2,))])
     model.op = "Placeholder"  # a plain SavedModel, which the library serves as well
-    predictor = load(model.write())
+    # What Isolation says of a variable wins over what an option says.
+    more = {"omp_num_threads": 2, "environment": {"OMP_NUM_THREADS": "1"}}
+    predictor = load(model.write(), "tensor", "info-fails", "no-json", **more)
     assert predictor.info.format == "saved_model"
+    assert predictor.info.details["names"] == "tensor"
+    assert predictor.info.details["full_version"] is None
+    with pytest.raises(PredictError, match="status 500"):
+        predictor.refresh_info()
 
     def call(seed: int) -> None:
         for turn in range(20):
@@ -302,6 +302,19 @@ def test_it_runs_in_no_process_but_its_own(
     assert there["CUDA_VISIBLE_DEVICES"] == "1"
 
 
+def test_tensors_that_are_no_arrays_are_refused(
+    ranker: Any, tmp_path: Path, stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = (ranker.folder / "saved_model.pb").read_bytes()
+    dtype = b"user_tensor:0\x10\x09"  # TensorInfo.dtype: DT_INT64
+    assert dtype in data
+    (ranker.folder / "saved_model.pb").write_bytes(data.replace(dtype, dtype[:-1] + b"\x14"))
+    with pytest.raises(UnsupportedModel, match="'user' of signature 'serving_default'"):
+        served_signature(open_model(ranker.folder))
+    with pytest.raises(OptionError, match="no signature 'other'"):
+        served_signature(open_model(ranker.folder, signature="other"))
+
+
 def test_whole_signatures_are_refused(stub: Any, ranker: Any) -> None:
     signature = open_model(ranker.folder).facts.signatures["serving_default"]
     backend = bridge.backends()["deeprec"]
@@ -341,12 +354,15 @@ def test_warming_up_makes_the_calls_that_are_needed() -> None:
     assert len(calls) == 16
 
 
-def test_a_checkpoint_that_is_not_there_is_not_waited_for(
-    load: Load, ranker: Any, tmp_path: Path
-) -> None:
-    (tmp_path / "empty" / "1").mkdir(parents=True)
+def test_a_checkpoint_that_is_not_there_is_not_waited_for(ranker: Any, tmp_path: Path) -> None:
+    parent = tmp_path / "checkpoints"
+    with pytest.raises(ModelNotFound, match="there is no folder"):
+        check_folders(DeeprecOptions(checkpoint_dir=parent))
+    (parent / "1").mkdir(parents=True)
     with pytest.raises(ModelNotFound, match="holds a file 'checkpoint'"):
-        load(ranker, checkpoint_dir=str(tmp_path / "empty"))
+        check_folders(DeeprecOptions(checkpoint_dir=parent))
+    ranker.checkpoint(parent, "1", 1, seed=1)
+    check_folders(DeeprecOptions(checkpoint_dir=parent))
 
 
 # Options.
