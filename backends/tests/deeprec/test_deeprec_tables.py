@@ -106,7 +106,9 @@ def test_a_million_rows_are_those_of_numpy(tmp_path: Path) -> None:
 
 
 def test_default_rows_are_chosen_by_id(tmp_path: Path) -> None:
-    checkpoint = full(tmp_path, np.array([1, 2]))
+    # The id 9 was seen, and not often enough for a row.
+    checkpoint = full(tmp_path, np.array([1, 2]), **{"n-keys_filtered": np.array([9])})
+    assert checkpoint.info("n").filtered == 1
     assert Tables.build(checkpoint, defaults={"n": 0.5}).gather("n", np.array([9])).tolist() == [
         [0.5] * DIM
     ]
