@@ -16,7 +16,7 @@ from bridge_convert.signature import available, signature_of
 
 __all__ = ["BroadcastOptions", "OnnxBroadcast"]
 
-_OLDEST = 11  # operators mean something else before
+_OLDEST = 13  # before, axes and sizes of some operators are attributes
 _LARGEST = 2**31 - 2**20  # bytes of a message that protobuf can hold
 
 

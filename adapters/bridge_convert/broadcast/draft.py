@@ -65,6 +65,14 @@ class Draft:
         self.nodes[-1].name = name
         return name
 
+    def divide(self, name: str, sizes: str, hints: Sequence[str]) -> list[str]:
+        """A value cut along its axis 1; the names of the pieces."""
+        from onnx import helper
+
+        pieces = [self.fresh(hint) for hint in hints]
+        self.nodes.append(helper.make_node("Split", [name, sizes], pieces, axis=1))
+        return pieces
+
     def constant(self, value: npt.NDArray[Any], hint: str) -> str:
         """A constant; equal ones are there once. The name."""
         from onnx import numpy_helper

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bridge_convert.broadcast.dense import dense
 from bridge_convert.broadcast.dots import dots
 from bridge_convert.broadcast.halves import Halves
 from bridge_convert.broadcast.rows import ELEMENTWISE, FREE, REDUCTIONS
@@ -26,9 +27,6 @@ _TOGETHER = {
 }
 """How two reduced halves become one."""
 
-_FLOATS = frozenset({1, 10, 11, 16})
-"""ONNX's numbers of float, float16, double and bfloat16."""
-
 
 def spread(work: Rewriting, node: Any, axis: int) -> bool:
     """Does a node half by half, if it can be done so.
@@ -47,7 +45,7 @@ def spread(work: Rewriting, node: Any, axis: int) -> bool:
     if op == "MatMul" and isinstance(work.values[node.input[1]], Halves):
         return dots(work, node)
     if op in ("Gemm", "MatMul"):
-        return _dense(work, node, first, axis)
+        return dense(work, node, first, axis)
     if op in REDUCTIONS:
         return _reduce(work, node, first, axis)
     if op in ("Transpose", "Squeeze", "Unsqueeze"):
@@ -152,7 +150,7 @@ def _reduce(work: Rewriting, node: Any, given: Halves, axis: int) -> bool:
     one = draft.copy_fresh(node, [given.one, *rest], f"{name}.one")
     full = draft.copy_fresh(node, [given.full, *rest], f"{name}.full")
     work.once += 1
-    _settle(work, name, draft.add(_TOGETHER[node.op_type], [full, one], f"{name}.both"), axis)
+    work.settle(name, draft.add(_TOGETHER[node.op_type], [full, one], f"{name}.both"), axis)
     return True
 
 
@@ -184,69 +182,3 @@ def _gather(work: Rewriting, node: Any, given: Halves, axis: int) -> bool:
         name, Halves(name, one, full, one_columns, full_columns, given.along, axis, given.rank)
     )
     return True
-
-
-def _dense(work: Rewriting, node: Any, given: Halves, axis: int) -> bool:
-    """A product with constant weights: their rows are split as the columns are."""
-    source, draft = work.source, work.draft
-    weights = source.constant(node.input[1])
-    if weights is None or weights.ndim != 2 or given.along != given.rank - 1:
-        return False
-    if source.element(node.input[1]) not in _FLOATS:
-        return False
-    is_gemm = node.op_type == "Gemm"
-    side = 1 if is_gemm and attribute(node, "transB", 0) else 0
-    name, output = node.input[1], node.output[0]
-    ours = draft.constant(weights.take(given.one_columns, side), f"{name}.one")
-    theirs = draft.constant(weights.take(given.full_columns, side), f"{name}.full")
-    work.split.append(node.name or output)
-    work.once += 1
-    if is_gemm:
-        bias = work.values[node.input[2] if len(node.input) > 2 else ""]
-        if isinstance(bias, Halves) or not (bias.axis == FREE or bias.is_one):
-            added_name = work.full(node.input[2])
-            full = draft.copy_fresh(node, [given.full, theirs, added_name], f"{output}.full")
-            one = draft.copy_fresh(node, [given.one, ours], f"{output}.one")
-            _settle(work, output, draft.add("Add", [full, one], f"{output}.both"), axis)
-            return True
-        one = draft.copy_fresh(node, [given.one, ours, bias.name], f"{output}.one")
-        kept = {key: attribute(node, key) for key in ("alpha", "transB")}
-        stated = {key: value for key, value in kept.items() if value is not None}
-        _settle(work, output, draft.add("Gemm", [given.full, theirs, one], output, **stated), axis)
-        return True
-    one = draft.add("MatMul", [given.one, ours], f"{output}.one")
-    added = _added(work, output)
-    if added is not None:
-        node, bias_name = added
-        output = node.output[0]
-        one = draft.add("Add", [one, bias_name], f"{output}.one")
-    if given.rank == 2:
-        found = draft.add("Gemm", [given.full, theirs, one], f"{output}.full")
-    else:
-        full = draft.add("MatMul", [given.full, theirs], f"{output}.full")
-        found = draft.add("Add", [full, one], f"{output}.both")
-    _settle(work, output, found, axis)
-    return True
-
-
-def _added(work: Rewriting, name: str) -> tuple[Any, str] | None:
-    """The node that adds a constant to each row of a value which nobody else reads."""
-    source = work.source
-    if source.uses[name] != 1 or name in source.outputs:
-        return None
-    (node,) = source.readers(name)
-    if node.op_type != "Add" or node.domain not in ("", "ai.onnx"):
-        return None
-    other = next((one for one in node.input if one != name), name)
-    bias, shape = source.constant(other), source.shape(name)
-    if bias is None or shape is None or bias.ndim > len(shape):
-        return None
-    is_row = all(size == 1 for size in bias.shape[:-1])
-    return (node, other) if is_row and bias.shape[-1:] in ((), (1,), shape[-1:]) else None
-
-
-def _settle(work: Rewriting, output: str, name: str, axis: int) -> None:
-    """A value of all rows came of a node."""
-    from bridge_convert.broadcast.rewriting import Value
-
-    work.made(output, Value(name, axis))

@@ -49,7 +49,8 @@ class Rewriting:
     Attributes:
         once: How many nodes are computed for one row.
         split: Names of the layers whose weights are split.
-        expanded: Names of the values that are repeated, and where that is.
+        expanded: Names of the values that are repeated.
+        shared: For values in halves, what layers over them have computed together.
     """
 
     def __init__(self, source: Source, marked: Sequence[str], rows: Sequence[str]) -> None:
@@ -58,6 +59,7 @@ class Rewriting:
         self.split: list[str] = []
         self.expanded: list[str] = []
         self.draft = Draft(source.names, next(one for one in rows if one not in marked))
+        self.shared: dict[str, dict[str, str]] = {}
         self._full: dict[str, str] = {}
         self._done: set[str] = set()
         self.values: dict[str, Value | Halves] = {"": Value("", FREE)}
@@ -113,6 +115,10 @@ class Rewriting:
         """Notes what became of an output of a node, which is not to be looked at again."""
         self.values[output] = value
         self._done.add(output)
+
+    def settle(self, output: str, name: str, axis: int) -> None:
+        """Notes that an output has all its rows, under a name of the new graph."""
+        self.made(output, Value(name, axis))
 
     def one_name(self, name: str) -> str:
         """What one row of a value is called: as the value, unless users ask for that."""
