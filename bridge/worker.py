@@ -19,7 +19,7 @@ wrong. Requests, by their field ``do``:
 ``convert``  model, adapter, target, options, signature, trust, has_samples and the samples
              as arrays -> facts
 ``lane``     slot, with ``Lane.descriptors`` waiting in the socket: serves a lane
-``memory``   reset_peak -> rss_bytes, peak_rss_bytes
+``memory``   reset_peak -> rss_bytes, peak_rss_bytes, isolated predictors' processes included
 ``close``    ends the process
 
 An answer has either its fields or ``error``.
@@ -36,7 +36,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, BinaryIO
@@ -92,7 +92,7 @@ class _Service:
         claims = predictor._capabilities
         answer = {
             "load_s": load_s,
-            "rss_growth_bytes": max(0, _rss_bytes() - before),
+            "rss_growth_bytes": max(0, _rss_bytes() - before) + _isolated_bytes([predictor]),
             "signature": predictor.signature.to_dict(),
             "info": predictor.info.to_dict(),
             "thread_safety": claims.thread_safety.name,
@@ -223,7 +223,11 @@ class _Service:
         return {}, {}
 
     def memory(self, request: dict[str, Any], arrays: Arrays) -> _Answer:
-        answer = {"rss_bytes": _rss_bytes(), "peak_rss_bytes": _peak_rss_bytes()}
+        predictors = list(self._predictors.values())
+        answer = {
+            "rss_bytes": _rss_bytes() + _isolated_bytes(predictors),
+            "peak_rss_bytes": _peak_rss_bytes() + _isolated_bytes(predictors, "VmHWM"),
+        }
         if request["reset_peak"]:
             # "5" resets the peak: proc_pid_clear_refs(5). Not every container allows it.
             with contextlib.suppress(OSError):
@@ -292,10 +296,23 @@ def _rss_bytes() -> int:
 
 def _peak_rss_bytes() -> int:
     # Not ru_maxrss: a child starts with its parent's, and nothing resets it.
-    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").split("\n"):
-        if line.startswith("VmHWM:"):
-            return max(int(line.split()[1]) * 1024, _rss_bytes())
-    return _rss_bytes()
+    return max(_status_bytes("self", "VmHWM"), _rss_bytes())
+
+
+def _isolated_bytes(predictors: Iterable[Predictor], name: str = "VmRSS") -> int:
+    """The same of the processes that predictors have for themselves."""
+    told = [one.info.details for one in predictors]
+    return sum(_status_bytes(one["pid"], name) for one in told if one.get("isolated"))
+
+
+def _status_bytes(process: str | int, name: str) -> int:
+    """A figure of a process from proc_pid_status(5); 0 where it has ended."""
+    with contextlib.suppress(OSError):
+        text = Path(f"/proc/{process}/status").read_text(encoding="ascii", errors="replace")
+        for line in text.split("\n"):
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def main() -> int:

@@ -329,6 +329,10 @@ def test_what_is_measured_has_learnt_before(stub: Any, ranker: Any) -> None:
         assert loaded.info["details"]["isolated"]  # a process below the worker's
         assert loaded.info["details"]["pid"] != worker.pid
         assert loaded.warm_calls == WARM_CALLS
+        # A process of its own counts, Python and all.
+        assert loaded.rss_growth_bytes > 10_000_000
+        held = worker.memory(reset_peak=True)
+        assert held["peak_rss_bytes"] >= held["rss_bytes"] > loaded.rss_growth_bytes
         worker.keep_inputs("2", [ranker.batch(2)])
         assert [worker.measure(3, key="2").warmed for _ in range(2)] == [WARM_CALLS, 0]
 
