@@ -187,7 +187,7 @@ def test_it_computes_the_same(name: str, tmp_path: Path) -> None:
     assert facts["broadcast"] == list(MARKED)
     plain, once = session(path), session(target)
     assert [one.shape[0] for one in once.get_inputs()] == [1, 1, 1, 1, "N", "N"]
-    for rows in (4, 1, 2, 0):
+    for rows in (4, 1, 0):
         if rows or name not in ("folded_rows", "count", "over_rows_of_items", "branch", "dynamic"):
             agree(plain, once, drawn(rows), MARKED)
 
@@ -207,6 +207,20 @@ def test_layers_are_split_and_nothing_is_put_together(
     assert len(facts["split"]) == split
     assert facts["repeated"] == []
     assert not {"Concat", "Expand"} & set(kinds(target))
+
+
+def test_inputs_with_a_default_become_constants(tmp_path: Path) -> None:
+    """As old exporters write all weights."""
+    path = written(GRAPHS["gemm"], tmp_path / "net.onnx")
+    model = onnx.load(path)
+    declared = onnx.helper.make_tensor_value_info("w9", onnx.TensorProto.FLOAT, [9, 6])
+    model.graph.input.append(declared)
+    onnx.save(model, path)
+    target, facts = made_of(path)
+    once = session(target)
+    assert "w9" not in [one.name for one in once.get_inputs()]
+    assert len(facts["split"]) == 1
+    agree(session(path), once, drawn(3), MARKED)
 
 
 def test_what_couples_rows_gets_them_all(tmp_path: Path) -> None:

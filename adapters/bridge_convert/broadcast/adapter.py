@@ -148,6 +148,13 @@ def _prepared(proto: Any, rows: Sequence[str]) -> Any:
 
     if proto.functions:
         proto = onnx.inliner.inline_local_functions(proto)
+    # An input with a default is a constant from here on: the proof says that it is gone.
+    defaults = {one.name for one in proto.graph.initializer}
+    required = [one for one in proto.graph.input if one.name not in defaults]
+    if len(required) < len(proto.graph.input):
+        del proto.graph.input[:]
+        proto.graph.input.extend(required)
+        proto.ir_version = max(proto.ir_version, 4)  # before, all constants are inputs
     kept = [(one.name, one.SerializeToString()) for one in proto.graph.input]
     del proto.graph.value_info[:]
     for item in (*proto.graph.input, *proto.graph.output):
@@ -212,7 +219,7 @@ def _assembled(
     graph.initializer.extend(constants)
     known = {one.name: one for one in graph.input}
     inputs = []
-    for spec in signature.inputs:
+    for spec in signature.required:
         item = onnx.ValueInfoProto()
         item.CopyFrom(known.pop(spec.name))
         for dim, size in zip(item.type.tensor_type.shape.dim, spec.shape or (), strict=False):
