@@ -21,7 +21,7 @@ from bridge import recording
 from bridge.check import Arrays
 from bridge.conversion import convert
 from bridge.device import CPU
-from bridge.errors import BridgeError, MeasureError
+from bridge.errors import MeasureError
 from bridge.record import ArmRecord, MetricRecord, Protocol, SelectionRecord
 from bridge.registry import registry
 from bridge_bench.contender import Contender, Field
