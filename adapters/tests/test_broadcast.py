@@ -239,7 +239,8 @@ def test_models_of_the_zoo(name: str, tmp_path: Path) -> None:
     described = bridge_zoo.describe(name)
     path = bridge_zoo.build(name, folder=tmp_path, formats=["onnx"])["onnx"]
     model = bridge_zoo.model_of(described)
-    users = {one.name for one in (*model.id_features, *model.dense_features) if one.side == "user"}
+    users = {one.name for one in model.id_features if one.side == "user"}
+    users |= {one.name for one in model.dense_features if one.side == "user"}
     target, facts = made_of(path, sorted(users))
     assert facts["repeated"] == []
     assert facts["once"] > len(users)
@@ -254,7 +255,7 @@ def test_models_of_other_exporters(
     source: str, request: pytest.FixtureRequest, stated: bridge.Signature, tmp_path: Path
 ) -> None:
     path = tmp_path / "net.onnx"
-    how = {"signature": stated} if source == "torchscript" else {}
+    how: dict[str, Any] = {"signature": stated} if source == "torchscript" else {}
     adapter = registry().adapters.get(f"{source}-to-onnx")
     adapter.convert(open_model(request.getfixturevalue(source), **how), path)
     target, facts = made_of(path, ["ids"])
