@@ -343,4 +343,6 @@ def _one_user(files: Files) -> tuple[Arrays, dict[str, npt.NDArray[Any]]]:
         batch, labels = log.request(rows, seed, is_broadcast=True)
         if all(one.mean() >= _LEAST_SHARE for one in labels.values()):
             return dict(batch), dict(labels)
-    raise BridgeError("no user of the click log has enough positive labels.", fix="Take more rows.")
+    raise MeasureError(
+        "no user of the click log has enough positive labels.", fix="Take more rows."
+    )
