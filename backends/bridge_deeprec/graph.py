@@ -434,17 +434,35 @@ def _save(
         builder.save()
 
 
+def _not_in_front(node: Any, reason: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"node '{node.name}' (operator {node.op}) leads to the ids of a lookup and is not computed "
+        f"in front of the model: {reason}.",
+        fix="Serve the model with DeepRec's own library, or export it with plain lookups of ids "
+        "that are inputs.",
+        node=node.name,
+        operator=node.op,
+    )
+
+
 def _attrs(node: Any) -> dict[str, Any]:
     """What of a step's attributes numpy has to know."""
     import tensorflow as tf
 
     def kind(name: str) -> str:
         code = node.attr[name].type or tf.int32.as_datatype_enum  # the default of all of them
-        return str(np.dtype(tf.as_dtype(code).as_numpy_dtype).str)
+        found = np.dtype(tf.as_dtype(code).as_numpy_dtype)
+        if found.kind not in "biuf":  # such as bfloat16, which numpy has no name for
+            raise _not_in_front(node, f"it makes {tf.as_dtype(code).name}")
+        return found.str
 
+    if node.op == "GatherV2" and node.attr["batch_dims"].i:
+        raise _not_in_front(node, "it has batch_dims")
     if node.op == "Const":
         value = tf.make_ndarray(node.attr["value"].tensor)
         texts = value.dtype.hasobject
+        if not texts and value.dtype.kind not in "biuf":
+            raise _not_in_front(node, f"it is {value.dtype}")
         flat = [one.decode("utf-8") if texts else one for one in value.ravel().tolist()]
         return {"value": flat, "dtype": value.dtype.str, "shape": list(value.shape)}
     if node.op == "Cast":

@@ -68,6 +68,7 @@ _WIDE: dict[int, np.dtype[Any]] = {_FLOAT: np.dtype("<f4"), _DOUBLE: np.dtype("<
 _FIXED = {_FLOAT: FIXED32, _DOUBLE: FIXED64}
 _PAIRS = frozenset({DType.COMPLEX64, DType.COMPLEX128})
 _MAX_RANK = 64  # of a numpy array
+_MAX_ELEMENTS = 1 << 58  # of which numpy can still count the bytes
 _SHIFTS = np.arange(0, 70, 7, dtype=np.uint64)
 
 # How 56 bits become 8 bytes of 7: what moves, and by how many bits.
@@ -206,6 +207,8 @@ class _Value:
             raise _unreadable(
                 f"output '{name}' of shape {shape} has {count} values in field {field}"
             )
+        if math.prod(filter(None, shape)) > _MAX_ELEMENTS:  # numpy refuses it beside a 0, too
+            raise _unreadable(f"output '{name}' has the shape {list(shape)}")
         return _as_dtype(name, dtype, values).reshape(shape)
 
     def _values(self, field: int) -> Any:

@@ -229,7 +229,7 @@ def _select(condition: _Array, x: _Array, y: _Array) -> _Array:
 
 
 def _range(start: _Array, limit: _Array, delta: _Array) -> _Array:
-    return np.arange(int(start), int(limit), int(delta), dtype=start.dtype)
+    return np.arange(start.item(), limit.item(), delta.item(), dtype=start.dtype)
 
 
 def _same(x: _Array) -> _Array:

@@ -415,6 +415,44 @@ def test_ids_that_are_not_computed_in_front_are_refused_by_node(
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.parametrize("how", ["batch_dims", "bfloat16"])
+def test_steps_with_a_meaning_that_is_not_done_in_front_are_refused(
+    example: Example, tmp_path: Path, how: str
+) -> None:
+    import tensorflow as tf
+
+    from bridge_deeprec.adapter import DeeprecToSavedModel
+
+    def change(definition: Any) -> None:
+        node = named(definition, "unique")
+        made = definition.node.add(name="odd")
+        if how == "batch_dims":
+            made.op = "GatherV2"
+            made.input.extend(["items", "user", "odd/axis"])
+            for name, kind in (("Tparams", tf.int32), ("Tindices", tf.int64), ("Taxis", tf.int32)):
+                made.attr[name].type = kind.as_datatype_enum
+            made.attr["batch_dims"].i = 1
+            axis = definition.node.add(name="odd/axis", op="Const")
+            axis.attr["dtype"].type = tf.int32.as_datatype_enum
+            axis.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(1, tf.int32))
+            node.input[0] = "odd"
+        else:
+            back = definition.node.add(name="back", op="Cast", input=["odd"])
+            made.op = "Cast"
+            made.input.append("flat")
+            for one, source, target in (
+                (made, tf.int32, tf.bfloat16),
+                (back, tf.bfloat16, tf.int32),
+            ):
+                one.attr["SrcT"].type = source.as_datatype_enum
+                one.attr["DstT"].type = target.as_datatype_enum
+            node.input[0] = "back"
+
+    folder = changed(example, tmp_path, change)
+    with pytest.raises(UnsupportedModel, match=f"node 'odd' .* computed in front .*{how}"):
+        DeeprecToSavedModel().convert(open_model(folder), tmp_path / "made")
+
+
 def test_a_wrong_cut_does_not_pass(
     example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -191,6 +191,7 @@ def test_bytes_that_are_no_text_stay_bytes() -> None:
     [
         (response(DType.FLOAT32, np.ones(3, np.float32), (4,)), "3 values"),
         (response(DType.FLOAT32, np.ones(3, np.float32), (1 << 40, 1 << 40)), "3 values"),
+        (response(DType.FLOAT32, np.ones(0, np.float32), (0, 1 << 62)), "shape"),
         (response(DType.FLOAT32, np.ones(2, np.float32), (-1, -2)), "shape"),
         (response(DType.INT64, np.ones(2, np.int64), (1,) * 65), "shape"),
         (SCHEMA["PredictResponse"](outputs={"y": SCHEMA["ArrayProto"](dtype=20)}), "type 20"),
@@ -204,7 +205,16 @@ def test_bytes_that_are_no_text_stay_bytes() -> None:
             "no int8",
         ),
     ],
-    ids=["too few values", "huge", "negative", "rank", "resource", "no type", "out of range"],
+    ids=[
+        "too few values",
+        "huge",
+        "huge and empty",
+        "negative",
+        "rank",
+        "resource",
+        "no type",
+        "out of range",
+    ],
 )
 def test_parts_that_do_not_fit_are_refused(made: Any, match: str) -> None:
     with pytest.raises(PredictError, match=match):

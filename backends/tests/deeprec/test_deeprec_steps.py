@@ -40,6 +40,7 @@ CASES: list[tuple[str, tuple[Any, ...], dict[str, Any], dict[str, Any]]] = [
     ("OnesLike", (I64,), {}, {}),
     ("Pack", (FLAT, FLAT), {"axis": 1}, {"axis": 1}),
     ("Range", (np.int32(1), np.int32(9), np.int32(3)), {}, {}),
+    ("Range", (np.float32(0), np.float32(2), np.float32(0.5)), {}, {}),
     ("Reshape", (I64, np.array([-1, 2], np.int32)), {}, {}),
     ("Select", (np.array([True, False]), *PAIR), {}, {}),
     ("SelectV2", (BOOLS, *PAIR), {}, {}),
