@@ -43,6 +43,11 @@ CONSTANTS = {
     "scale": np.array(0.1, np.float32),
     "point": np.array(3, np.uint8),
     "fold": np.array([-1, 1, 4]),
+    "before": np.array([0, 1, 0, 0]),
+    "swap": np.array([1, 0]),
+    "naught": np.array(0, np.float32),
+    "three": np.array(3),
+    "gates": RANDOM.normal(size=(1, 12, 4)).astype(np.float32),
 }
 MARKED = ("u", "v", "ids", "list")
 SHAPES: Mapping[str, tuple[int, ...]] = {
@@ -117,6 +122,12 @@ GRAPHS = {
     "cut": "a, b = Split<axis=1, num_outputs=2>(u) d = Concat<axis=1>(b, a) p, i = TopK(d, two) "
     "e = Tile(p, wide) y = Concat<axis=1>(e, x)",
     "chosen": "b = Greater(u, v) c = Where(b, u, z) y = Clip(c, , half)",
+    "loop": "a = Unsqueeze(z, zero) b = Squeeze(a, zero) c = Loop(three, , u) "
+    "<body = l (int64 i, bool go, float[N, 4] s) => (bool on, float[N, 4] t) "
+    "{ on = Identity(go) r = ReduceSum(u, zero) t = Add(s, r) }> y = Mul(c, b)",
+    "padded": "p = Pad(u, before, naught, swap) s = ReduceSum(p, zero) y = Mul(s, z)",
+    "recurrent": "a = Unsqueeze(z, zero) , h = GRU<hidden_size=4>(a, gates, gates) "
+    "b = Squeeze(h, zero) c = Clip(u, , half) y = Mul(b, c)",
     "user_only": "m = MatMul(u, w4) y = Relu(m)",
     "constant": "y = Mul(w4, half)",
     "swapped": "a = Transpose(u) b = Transpose(z) c = Concat<axis=0>(a, b) "
@@ -125,6 +136,8 @@ GRAPHS = {
     "matrices": "a = Reshape(u, fold) b = Reshape(z, fold) t = Transpose<perm=[0,2,1]>(a) "
     "y = MatMul(t, b)",
 }
+
+NEED_ROWS = {"folded_rows", "count", "over_rows_of_items", "branch", "dynamic", "recurrent"}
 
 
 def written(body: str, path: Path) -> Path:
@@ -188,7 +201,7 @@ def test_it_computes_the_same(name: str, tmp_path: Path) -> None:
     plain, once = session(path), session(target)
     assert [one.shape[0] for one in once.get_inputs()] == [1, 1, 1, 1, "N", "N"]
     for rows in (4, 1, 0):
-        if rows or name not in ("folded_rows", "count", "over_rows_of_items", "branch", "dynamic"):
+        if rows or name not in NEED_ROWS:
             agree(plain, once, drawn(rows), MARKED)
 
 
@@ -226,6 +239,27 @@ def test_inputs_with_a_default_become_constants(tmp_path: Path) -> None:
 def test_what_couples_rows_gets_them_all(tmp_path: Path) -> None:
     _, facts = made_of(written(GRAPHS["softmax_of_rows"], tmp_path / "net.onnx"))
     assert facts["repeated"] == ["u"]
+
+
+def test_rows_are_counted_by_an_input_of_the_same_dim(tmp_path: Path) -> None:
+    """What has a first dim without a name may be as long as it likes."""
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 18]> net (float[?, 4] w, float[N, 4] u, '
+        "float[N, 4] x) => (float[N, 4] y) { z = Constant<value_ints=[0]>() "
+        "a = ReduceSum(u, z) b = ReduceSum(w, z) s = Add(a, b) y = Mul(s, x) }"
+    )
+    onnx.save(model, tmp_path / "net.onnx")
+    target, _ = made_of(tmp_path / "net.onnx", ["u"])
+    given = {name: drawn(3)["u"] for name in ("u", "x")} | {"w": drawn(2)["u"]}
+    (wanted,) = session(tmp_path / "net.onnx").run(None, {**given, "u": given["u"][[0, 0, 0]]})
+    (got,) = session(target).run(None, {**given, "u": given["u"][:1]})
+    np.testing.assert_allclose(got, wanted, rtol=1e-4)
+
+
+def test_results_that_nobody_wants_do_not_stop_what_comes_after(tmp_path: Path) -> None:
+    _, facts = made_of(written(GRAPHS["recurrent"], tmp_path / "net.onnx"))
+    assert facts["once"] == 1
+    assert facts["repeated"] == ["c"]
 
 
 def test_pairs_of_the_user_are_multiplied_once(tmp_path: Path) -> None:

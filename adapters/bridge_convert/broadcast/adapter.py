@@ -119,18 +119,20 @@ def _with_rows(signature: bridge.Signature, marked: Sequence[str]) -> tuple[str,
     for name in marked:
         if name not in dims:
             raise UnsupportedModel(
-                f"input '{signature.input(name)}' has no free first dim that counts rows.",
+                f"input '{name}' has no free first dim that counts rows.",
                 fix="Leave it out of the option 'inputs'.",
                 input=name,
             )
-    ours = {dims[name] for name in marked}
-    if len(ours - {None}) > 1:
+    ours = {dims[name] for name in marked} - {None}
+    if len(ours) > 1:
         raise UnsupportedModel(
             f"the first dims of the named inputs are different ones: "
             f"{', '.join(sorted(str(one) for one in ours))}.",
             fix="Name inputs of one batch dim.",
         )
-    rows = [name for name, size in dims.items() if size is None or ours & {size, None}]
+    rows = [name for name, size in dims.items() if name in marked or size in ours]
+    if len(rows) == len(marked):  # then dims that nobody named may be the same one
+        rows = [name for name, size in dims.items() if name in marked or not (ours and size)]
     if len(rows) == len(marked):
         raise UnsupportedModel(
             "no input is left that says how many rows there are.",

@@ -18,7 +18,7 @@ from bridge_convert.broadcast import layers
 from bridge_convert.broadcast.draft import Draft
 from bridge_convert.broadcast.halves import Halves, Piece, joined
 from bridge_convert.broadcast.rows import ELEMENTWISE, FREE, SIZED, Axis, new_sizes, row_axis
-from bridge_convert.broadcast.source import ROWS, Source, names_in, normal
+from bridge_convert.broadcast.source import ROWS, Source, captured, names_in, normal
 
 __all__ = ["Rewriting", "Value"]
 
@@ -73,7 +73,7 @@ class Rewriting:
     def run(self) -> list[Any]:
         """Rewrites it; the constants that the new graph needs. Its nodes are in ``draft``."""
         for node in self.source.graph.node:
-            if not self._done.issuperset(node.output):
+            if not self._done.issuperset(filter(None, node.output)):
                 self._rewrite(node)
         for output in self.source.graph.output:
             found = self.full(output.name)
@@ -170,13 +170,11 @@ class Rewriting:
         return node.op_type == "Gemm" and not is_one  # what is added may have one row
 
     def _copy(self, node: Any, inputs: Sequence[str], axis: Axis) -> None:
-        inner = {
-            name: self.full(name)
-            for name in names_in(node)
-            if name in self.values and name not in node.input
-        }
+        # What graphs inside it read may be what it reads itself as well, under a new name.
+        read = names_in(node) if captured(node) else ()
+        inner = {name: self.full(name) for name in read if name in self.values}
         self.draft.copy(node, inputs, node.output, inner)
-        for name in node.output:
+        for name in filter(None, node.output):
             self.made(name, Value(name, axis))
 
     def _copy_one(self, node: Any, axis: int) -> None:
@@ -195,7 +193,8 @@ class Rewriting:
         self.draft.copy(node, inputs, outputs, {})
         self.once += 1
         for name, new in zip(node.output, outputs, strict=True):
-            self.made(name, Value(new, axis, is_one=True))
+            if name:
+                self.made(name, Value(new, axis, is_one=True))
 
     def _join(self, node: Any, axis: int) -> bool:
         """Keeps values side by side in two halves, those of one row and the others."""

@@ -318,6 +318,8 @@ def _padded(source: Source, node: Any, axes: Sequence[Axis]) -> Axis:
     rank, rows = source.rank(node.input[0]), axes[0]
     if rank is None or rows is None or len(node.input) < 2 or any(one != FREE for one in axes[1:]):
         return None
+    if len(node.input) > 3 and node.input[3]:  # axes in an order of their own
+        return None
     pads = source.numbers(node.input[1])
     if pads is None or len(pads) != 2 * rank or attribute(node, "mode", b"constant") == b"wrap":
         return None
