@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import importlib.metadata
 import shutil
+import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -107,6 +109,19 @@ class Adapter(ABC):
             except importlib.metadata.PackageNotFoundError:
                 continue
         return found
+
+    def code_digest(self) -> str:
+        """SHA-256 over the package or module that it is in: a kept result depends on that too."""
+        module = sys.modules[type(self).__module__.partition(".")[0]]
+        places = [Path(one) for one in getattr(module, "__path__", ())]
+        files = [file for place in places for file in place.rglob("*.py")]
+        if not places and module.__file__:
+            files = [Path(module.__file__)]
+        found = hashlib.sha256()
+        for file in sorted(files):
+            if file.is_file():
+                found.update(file.name.encode() + b"\0" + file.read_bytes())
+        return found.hexdigest()
 
     def error_rules(self) -> tuple[ErrorRule, ...]:
         """Table of the converter's exceptions, special ones first."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import platform
 import shutil
 import tempfile
@@ -55,7 +54,7 @@ from bridge.signature import Signature
 __all__ = ["Attempt", "Converted", "convert"]
 
 _ABOUT, _MODEL = "conversion.json", "model"
-_SCHEMA = 1
+_SCHEMA = 2
 
 _Given = Options | Mapping[str, Any] | Sequence[str] | None
 
@@ -169,7 +168,7 @@ def convert(
             ``detail["attempts"]`` says which route failed and why.
         ModelError: The model cannot be opened.
     """
-    _require_tolerance(tolerance)
+    proof.require(inputs, tolerance)
     if name is not None and (Path(name).name != name or name == ".."):
         raise ConversionError(
             f"'{name}' is no name of a file.",
@@ -276,6 +275,7 @@ class _Job:
                 {
                     "adapter": one.name,
                     "versions": one.versions(),
+                    "code": one.code_digest(),
                     "options": _plain(chosen[one.name]),
                 }
                 for one in route.adapters
@@ -347,6 +347,8 @@ class _Job:
         work.mkdir()
         names: dict[str, str] = {}
         once: set[str] = set()
+        strict: tuple[Adapter, Path, dict[str, str], set[str]] | None = None
+        exact = next((at for at, one in enumerate(route.adapters) if one.precision), 0)
         for number, adapter in enumerate(route.adapters, 1):
             self.tell(f"converting {self.model.name}: {adapter.name}")
             if number == len(route.adapters):
@@ -373,23 +375,17 @@ class _Job:
             once |= {old.get(name, name) for name in facts[adapter.name].get("broadcast", ())}
             names = _chained(names, facts[adapter.name].get("renamed", {}))
             signature = None  # the one that was chosen is the only one of the result
-        shutil.rmtree(work)
+            if number == exact:
+                strict = adapter, made, names, set(once)
         convert_s = perf_counter() - started
         found: Proof | None = None
         stated = None
         if self.verify:
-            self.tell(f"verifying {self.model.name} as {route.target}")
-            found, stated = proof.verify(
-                self.model,
-                model,
-                route.target,
-                is_code=route.makes_code,
-                renamed=names,
-                broadcast=once,
-                inputs=self.inputs,
-                tolerance=tolerance,
-                timeout_s=self.timeout_s,
-            )
+            if strict is not None and tolerance is None:
+                # What comes after may be off as it likes, but what led there may not.
+                self._proved(*strict, proof.STRICT)
+            found, stated = self._proved(route.adapters[-1], model, names, once, tolerance)
+        shutil.rmtree(work)
         if dataclasses.replace(self.model).digest != self.model.digest:  # of other content now
             raise ConversionError(
                 f"the model '{self.model.name}' was changed while it was converted.",
@@ -406,6 +402,27 @@ class _Job:
         }
         (folder / _ABOUT).write_text(json.dumps(about), "utf-8")
 
+    def _proved(
+        self,
+        maker: Adapter,
+        made: Path,
+        names: Mapping[str, str],
+        once: set[str],
+        tolerance: tuple[float, float] | None,
+    ) -> tuple[Proof, Signature | None]:
+        self.tell(f"verifying {self.model.name} as {maker.target}")
+        return proof.verify(
+            self.model,
+            made,
+            maker.target,
+            is_code=maker.makes_code,
+            renamed=names,
+            broadcast=once,
+            inputs=self.inputs,
+            tolerance=tolerance,
+            timeout_s=self.timeout_s,
+        )
+
     def _samples(self, adapter: Adapter, names: Mapping[str, str]) -> Arrays | None:
         """The samples by the names that an adapter's source has, if it looks at them."""
         if not isinstance(adapter, CalibratedAdapter) or self.samples is None:
@@ -417,16 +434,6 @@ def _chained(first: Mapping[str, str], then: Mapping[str, str]) -> dict[str, str
     """Old names -> new ones, over two conversions."""
     untouched = {old: new for old, new in then.items() if old not in first.values()}
     return untouched | {old: then.get(new, new) for old, new in first.items()}
-
-
-def _require_tolerance(tolerance: tuple[float, float] | None) -> None:
-    if tolerance is not None and not all(0 <= one < math.inf for one in tolerance):
-        raise OptionError(
-            f"a tolerance is two finite numbers of at least 0, atol and rtol; got {tolerance}.",
-            fix="Give for example (1e-5, 1e-4), or leave it out.",
-            option="tolerance",
-            value=tolerance,
-        )
 
 
 def _require_use(options: Iterable[str], routes: Iterable[Route]) -> None:

@@ -27,6 +27,7 @@ from bridge.errors import (
     ConversionError,
     DeviceUnavailable,
     InputError,
+    OptionError,
     OutOfMemory,
     PredictError,
     PredictTimeout,
@@ -46,6 +47,7 @@ __all__ = [
     "digest",
     "find_runner",
     "generated",
+    "require",
     "verify",
 ]
 
@@ -207,6 +209,23 @@ def verify(
             differences=[asdict(one) for one in differences],
         )
     return found, signature
+
+
+def require(inputs: Sequence[Arrays] | None, tolerance: tuple[float, float] | None) -> None:
+    """Raises ``OptionError`` for inputs or a tolerance by which nothing can be compared."""
+    if inputs is not None and not inputs:
+        raise OptionError(
+            "there is no set of inputs to verify with.",
+            fix="Pass one at least, or leave inputs= out, so that some are made up.",
+            option="inputs",
+        )
+    if tolerance is not None and not all(0 <= one < math.inf for one in tolerance):
+        raise OptionError(
+            f"a tolerance is two finite numbers of at least 0, atol and rtol; got {tolerance}.",
+            fix="Give for example (1e-5, 1e-4), or leave it out.",
+            option="tolerance",
+            value=tolerance,
+        )
 
 
 def generated(

@@ -121,6 +121,9 @@ class Turn(bridge.Adapter):
         is_told = self.acts and "renamed" in made
         return {"gain": options.gain, **({"renamed": {"y": "z"}} if is_told else {})}
 
+class Coarse(Turn):
+    precision = "int8"
+
 @bridge.hookimpl
 def register_backends(register):
     register(Backend("lines", {"source", "middle", "end", "code"}))
@@ -139,6 +142,7 @@ def register_adapters(register):
     register(Turn("middle-to-end", "middle", "end"))
     register(Turn("middle-to-source", "middle", "source"))
     register(Turn("end-trim", "end", "end"))
+    register(Coarse("end-coarse", "end", "end"))
     register(Turn("end-to-middle", "end", "middle"))
     register(Turn("source-to-code", "source", "code", code=True))
     register(Turn("end-to-away", "end", "away", installed=False))
@@ -235,6 +239,29 @@ def test_a_conversion_is_verified_kept_and_made_once(stage: Make, tmp_path: Path
     assert not convert(model, "end").is_cached  # other options
     model.write_text("source another")
     assert not convert(model, "end").is_cached  # other content
+
+
+def test_other_code_of_an_adapter_converts_anew(stage: Make, tmp_path: Path) -> None:
+    model = stage("")
+    assert not convert(model, "end", verify=False).is_cached
+    assert convert(model, "end", verify=False).is_cached
+    (tmp_path / "site" / "lines.py").write_text(f"{PLUGIN}# mended\n")
+    assert not convert(model, "end", verify=False).is_cached
+
+
+def test_what_leads_to_a_reduced_precision_keeps_to_the_strict_tolerance(stage: Make) -> None:
+    route = ["source-to-end", "end-coarse"]
+    made = convert(stage(""), "end", route=route)
+    assert made.proof is not None
+    assert (made.precision, made.proof.is_equal) == ("int8", True)
+    with pytest.raises(ConversionError, match="output 'y' is off by 0.01"):
+        convert(stage("off"), "end", route=route)
+    assert convert(stage("off"), "end", route=route, tolerance=(0.1, 0.0)).proof is not None
+
+
+def test_a_proof_needs_inputs(stage: Make) -> None:
+    with pytest.raises(OptionError, match="no set of inputs to verify with"):
+        convert(stage(""), "end", inputs=[])
 
 
 def test_callers_that_race_convert_once(stage: Make, tmp_path: Path) -> None:
