@@ -308,7 +308,9 @@ class _Worst:
             np.divide(found.absolute, allowed, out=ratio, where=allowed > 0)
         ratio[found.absolute == 0] = 0.0
         excess = float(ratio.max(initial=0.0))
-        if excess > max(1.0, self.excess or 0.0) and not self.is_fatal:
+        # What no metric mends counts even where an earlier call was infinitely wrong.
+        is_worst = found.has_odd or excess > max(1.0, self.excess or 0.0)
+        if is_worst and not self.is_fatal:
             self.is_fatal = found.has_odd
             self.miss = _place(
                 right, left, ratio, found.absolute, where, None if is_exact else tolerance

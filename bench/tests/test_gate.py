@@ -325,3 +325,18 @@ def test_inputs_of_the_gate_cover_sizes_and_edges() -> None:
     assert not np.array_equal(found[0][1]["x"], found[1][1]["x"])
     drawn = InputProfile(samples=Samples.of({"x": np.ones((5, 2), np.float32), "k": np.array(1)}))
     assert (gate_inputs(drawn, signature, [4])[0][1]["x"] == 1).all()
+
+
+def test_no_metric_mends_a_nan_that_follows_an_infinite_miss() -> None:
+    gate = Gate(
+        tier="int8",
+        tolerances={"int8": Tolerance(0.0, 0.05)},  # allows nothing where the reference is 0
+        metrics=(MetricRule.parse("rank_correlation:min=0.9"),),
+    )
+    right = [{"y": np.arange(4.0)}, {"y": np.ones(2)}]
+    arm = [{"y": np.arange(4.0) + 0.01}, {"y": np.array([1.0, np.nan])}]
+    names = {"y": "y"}
+    assert gate.check(right[:1], arm[:1], names, tier="int8").passes
+    found = gate.check(right, arm, names, tier="int8", scored=1)
+    assert not found.passes
+    assert "is finite where the reference is not" in found.reason
