@@ -6,7 +6,7 @@ counterpart for bfloat16: see "Reduced precision" in docs/conversion.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import bridge
-from bridge.errors import UnsupportedModel
+from bridge.errors import OptionError, UnsupportedModel, nearest
 from bridge_convert.reduced import loaded, quiet, reducer, written
 
 __all__ = ["OnnxToFloat16", "OnnxToFloat16Options"]
@@ -51,6 +51,7 @@ class OnnxToFloat16(bridge.Adapter):
         self, model: bridge.ModelRef, target: Path, options: OnnxToFloat16Options
     ) -> Mapping[str, Any]:
         proto = loaded(model)
+        _require_operators(proto, options.keep)
         clipped = _too_large(proto)
         with quiet():
             from onnxruntime.transformers import float16
@@ -68,6 +69,18 @@ class OnnxToFloat16(bridge.Adapter):
                 model=model.name,
             )
         return {**facts, "clipped": clipped}
+
+
+def _require_operators(proto: Any, names: Sequence[str]) -> None:
+    known = {node.op_type for node in proto.graph.node}
+    for name in names:
+        if name not in known:
+            raise OptionError(
+                f"the model has no operator '{name}' that could stay in float32.",
+                fix=nearest(name, known),
+                option="keep",
+                value=name,
+            )
 
 
 def _too_large(proto: Any) -> int:

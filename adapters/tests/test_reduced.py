@@ -145,6 +145,16 @@ def test_options_of_the_quantiser(ranker: Path, tmp_path: Path) -> None:
         convert("onnx-int8-dynamic", ranker, tmp_path, options={"exclude": ("lost",)})
 
 
+def test_operators_stay_in_float32_where_the_model_has_them(ranker: Path, tmp_path: Path) -> None:
+    made, _ = convert("onnx-float16", ranker, tmp_path, options={"keep": ("Gemm",)})
+    stored = {one.name: one.data_type for one in onnx.load(made).graph.initializer}
+    kinds = onnx.TensorProto
+    assert (stored["kernel"], stored["head"]) == (kinds.FLOAT, kinds.FLOAT16)
+    made.unlink()
+    with pytest.raises(OptionError, match="no operator 'Gem' that could stay"):
+        convert("onnx-float16", ranker, tmp_path, options={"keep": ("Gem",)})
+
+
 def test_tables_and_matrices_one_after_the_other(ranker: Path, tmp_path: Path) -> None:
     tables, _ = convert("onnx-int8-embeddings", ranker, tmp_path)
     both, _ = convert("onnx-int8-dynamic", tables, tmp_path)
