@@ -87,7 +87,7 @@ def awaited(request: Request) -> tuple[PlannedArm, ...]:
             ]
     for adapter, source, backends in _reductions(request, sources):
         name = _joined(source, adapter)
-        refused = _unwanted(request, adapter, backends[0], name)
+        refused = _unwanted(request, adapter, backends, name)
         reason = f"the model is converted by {name} first, which a plan does not do."
         rows += (
             [refused]
@@ -176,7 +176,7 @@ def _with_reduced(
     samples = request.profile.samples
     for adapter, source, backends in _reductions(request, sources):
         name = _joined(source, adapter)
-        refused = _unwanted(request, adapter, backends[0], name)
+        refused = _unwanted(request, adapter, backends, name)
         left_s = deadline - monotonic()
         problem: tuple[str, str, str] | None = None
         if refused is not None:
@@ -232,14 +232,14 @@ def _reductions(
 
 
 def _unwanted(
-    request: Request, adapter: Adapter, backend: Backend, route: str
+    request: Request, adapter: Adapter, backends: tuple[Backend, ...], route: str
 ) -> PlannedArm | None:
     """The row that says why a reduced precision is not tried; ``None`` if it is."""
-    kinds = device_kinds(backend, request.devices)
+    kinds = frozenset[str]().union(*(device_kinds(one, request.devices) for one in backends))
     row: PlannedArm | None = None
     if not request.gate.admits(adapter.tier):
         row = _left_out(
-            backend,
+            backends[0],
             route,
             TIER,
             f"it computes with the precision of tier '{adapter.tier}'; "
@@ -248,7 +248,7 @@ def _unwanted(
         )
     elif adapter.pays_on is not None and not kinds & adapter.pays_on:
         row = _left_out(
-            backend,
+            backends[0],
             route,
             NO_GAIN,
             f"{adapter.precision} of {adapter.name} does not pay on {', '.join(sorted(kinds))}.",
@@ -256,7 +256,7 @@ def _unwanted(
         )
     elif isinstance(adapter, CalibratedAdapter) and request.profile.samples is None:
         error = adapter.missing_samples()
-        row = _left_out(backend, route, NO_SAMPLES, error.message, error.fix or "")
+        row = _left_out(backends[0], route, NO_SAMPLES, error.message, error.fix or "")
     return None if row is None else replace(row, tier=adapter.tier)
 
 

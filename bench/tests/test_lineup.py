@@ -278,6 +278,18 @@ def test_strict_leaves_reduced_precision_out_and_says_why(reduced: Make) -> None
     }
 
 
+def test_a_precision_is_tried_where_any_backend_gains_by_it(
+    reduced: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = {"native": "cpu", "both": "cuda"}
+    monkeypatch.setattr(
+        "bridge_bench.lineup.device_kinds", lambda one, _: frozenset({kinds[one.name]})
+    )
+    asked = request(reduced(""), routes=True, backends=["native", "both"], gate=Gate(tier="int8"))
+    rows = {one.id: one.rule for one in awaited(asked)}
+    assert rows["both<half"] == rows["native<half"] == "conversion"
+
+
 def test_reduced_precision_is_an_arm_where_it_is_admitted(reduced: Make) -> None:
     gate = Gate(tier="int8")
     record = select(reduced(""), protocol=FAST, launches=0, gate=gate, backends=["native", "both"])
