@@ -136,7 +136,7 @@ class Field:
 
     def _ask(self, contender: Contender, wanted: Mapping[str, Any]) -> dict[str, Any]:
         process = self._processes.get(contender.key)
-        if process is None:
+        if process is None or process.is_closed:  # it died, or took too long
             process = self._processes[contender.key] = Process(_MODULE)
             plain = {**asdict(contender), "path": str(contender.path)}
             try:

@@ -287,6 +287,7 @@ class Headline:
     def _row(
         self, field: Field, sides: Sequence[tuple[Contender, str]], rows: int
     ) -> dict[str, Any]:
+        """Measures all sides beside the first, which has to answer."""
         entries: dict[str, dict[str, Any]] = {}
         calls: dict[str, int] = {}
         right: Mapping[str, Any] = {}
@@ -299,6 +300,11 @@ class Headline:
                 typical_us = field.warm(one, rows)
             except BridgeError as error:
                 entries[one.name]["error"] = f"{type(error).__name__}: {error.message}"
+                if one is sides[0][0]:
+                    raise MeasureError(
+                        f"the call that is replaced fails at {rows} candidates: {error.message}",
+                        fix=error.fix or "Without it there is nothing to compare with.",
+                    ) from error
                 continue
             entries[one.name]["difference"] = max(
                 float(np.abs(scores[name] - values).max()) for name, values in right.items()
@@ -319,7 +325,7 @@ class Headline:
                 logs[one.name].append(math.log(median(us)))
             for name, halves in logs.items():
                 blocks[name].append(math.exp(sum(halves) / len(halves)))
-        base = next(iter(blocks))
+        base = sides[0][0].name
         for name, found in blocks.items():
             ratios = [theirs / mine for mine, theirs in zip(found, blocks[base], strict=True)]
             entries[name] |= {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import bridge_zoo
-from bridge.errors import MeasureError, ModelNotFound, OptionError
+from bridge.errors import MeasureError, ModelNotFound, OptionError, WorkerDied
 from bridge.record import ArmRecord, BucketRecord, Measurement, Route
 from bridge_bench import choices, headline, peak, throughput
 from bridge_bench.contender import Contender, Field, Turn
@@ -376,3 +377,48 @@ def test_the_best_of_each_backend_is_that_of_the_size_and_of_the_models_own_file
     assert best(16) == {"a": "a", "b": "b"}
     assert best(2048) == {"a": "a/x", "b": "b"}
     assert choices.beaten(files, record) == ["a/y", "a/wrong"]
+
+
+def test_nothing_is_compared_where_what_is_replaced_fails(tmp_path: Path) -> None:
+    class Silent(Fake):
+        def answer(self, contender: Contender, rows: int, seed: int = 0) -> dict[str, Any]:
+            if contender.is_native:
+                raise WorkerDied("it is gone.")
+            return {"click": np.zeros(rows)}
+
+    first = Contender(name="stock", path=Path("s"), options={"us": 9.0}, is_native=True)
+    other = Contender(name="strict", path=Path("m"), options={"us": 3.0})
+    table = headline.Headline(State(tmp_path / "s.json"), tmp_path, "small", (1,), is_quick=True)
+    with pytest.raises(MeasureError, match="replaced fails at 1 candidates: it is gone"):
+        table._row(Silent(), [(first, "the call"), (other, "arm")], 1)
+    again = dataclasses.replace(first, is_native=False)
+    entries = table._row(Silent(), [(again, "the call"), (other, "arm")], 1)["entries"]
+    assert [one["ratio"]["value"] for one in entries] == [1.0, pytest.approx(3.0)]
+
+
+def test_a_contender_that_died_is_loaded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Any] = []
+
+    class Mortal:
+        def __init__(self, module: str) -> None:
+            self.is_closed = False
+            begun.append(module)
+
+        def ask(self, wanted: dict[str, Any], timeout_s: float = 0.0) -> dict[str, Any]:
+            assert not self.is_closed
+            if wanted["do"] == "answer":
+                self.close()
+                raise WorkerDied("it is gone.")
+            return {"us": 5.0}
+
+        def close(self) -> None:
+            self.is_closed = True
+
+    monkeypatch.setattr("bridge_bench.contender.Process", Mortal)
+    one = Contender(name="it", path=Path("m"), backend="some")
+    with Field("ranker", "small") as field:
+        assert field.warm(one, 1) == 5.0
+        with pytest.raises(WorkerDied):
+            field.answer(one, 1)
+        assert field.warm(one, 1) == 5.0
+    assert len(begun) == 2
