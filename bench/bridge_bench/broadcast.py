@@ -31,8 +31,9 @@ from bridge.proof import STRICT
 from bridge_bench.blocks import FULL, QUICK, VARIANTS, Pace, Side, measure
 from bridge_bench.conditions import conditions, heading, sentence
 from bridge_bench.stats import duel, median
+from bridge_zoo.requests import request, user_inputs
 
-__all__ = ["GOALS", "SLOWEST", "main", "requests", "row", "user_inputs"]
+__all__ = ["GOALS", "SLOWEST", "main", "requests", "row"]
 
 ROWS = (1, 16, 128, 512, 2048)
 GOAL_ROWS = 512
@@ -44,26 +45,17 @@ SLOWEST = 1.02
 _ADAPTER = "onnx-broadcast"
 
 
-def user_inputs(description: bridge_zoo.Description) -> tuple[str, ...]:
-    """The inputs that all candidates of a request share, in signature order."""
-    model = bridge_zoo.model_of(description)
-    sides = {one.name: one.side for one in model.id_features}
-    sides |= {one.name: one.side for one in model.dense_features}
-    return tuple(name for name in model.input_names if sides[name] == "user")
-
-
 def requests(
     description: bridge_zoo.Description, rows: int, count: int = VARIANTS
 ) -> list[tuple[Arrays, Arrays]]:
     """Requests of one user each: as the plain model takes them, and with the user once."""
-    users = user_inputs(description)
-    found = []
-    for seed in range(count):
-        items = dict(bridge_zoo.inputs(description, rows, seed))
-        once = {name: items[name][:1] for name in users}
-        full = {name: np.repeat(array, rows, 0) for name, array in once.items()}
-        found.append(({**items, **full}, {**items, **once}))
-    return found
+    return [
+        (
+            dict(request(description, rows, seed)),
+            dict(request(description, rows, seed, is_broadcast=True)),
+        )
+        for seed in range(count)
+    ]
 
 
 def row(

@@ -12,7 +12,8 @@ from bridge.errors import MeasureError, OptionError
 from bridge.loading import load, open_model
 from bridge.registry import registry
 from bridge_bench.blocks import Pace
-from bridge_bench.broadcast import main, requests, row, user_inputs, verdict
+from bridge_bench.broadcast import main, requests, row, verdict
+from bridge_zoo.requests import user_inputs
 
 PACE = Pace(row_s=0.02, slice_s=0.001, least_calls=1, least_blocks=2, halves=False, warm_s=0.0)
 
@@ -29,7 +30,7 @@ def test_a_request_repeats_its_user() -> None:
             if name in users:
                 assert np.array_equal(array, np.repeat(once[name], 5, 0))
             else:
-                assert once[name] is array
+                assert np.array_equal(once[name], array)
 
 
 def test_models_that_agree_are_measured_and_others_are_not(tmp_path: Path) -> None:
