@@ -27,6 +27,7 @@ from bridge.errors import (
     InvalidModel,
     ModelError,
     ModelLoadFailed,
+    OptionError,
     SilentFallback,
     UnsupportedModel,
     translate,
@@ -299,6 +300,11 @@ class Backend(ABC):
                     f"{model.format.title} models have one, without a key.",
                     fix="Leave the signature out.",
                     wanted=model.signature_key,
+                )
+            if served is not model and model.declared is not None:
+                raise OptionError(
+                    f"a whole signature was given for {model.name}, but its format holds its own.",
+                    fix="Leave the signature out.",
                 )
             _check(model)
             if where != CPU and where not in self._reported_devices():

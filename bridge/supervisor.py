@@ -238,7 +238,9 @@ class Supervisor:
         """
         with self._updating:
             details = self._asked(lambda worker: worker.update(source))
-            self._updates.append(source)
+            # One that is named again, such as a folder that grows, then holds all of it.
+            if self._updates[-1:] != [source]:
+                self._updates.append(source)
         return details
 
     def _asked(self, question: Callable[[Worker], dict[str, Any]]) -> dict[str, Any]:

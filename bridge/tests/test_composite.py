@@ -16,7 +16,7 @@ import pytest
 import bridge
 from bridge import proof
 from bridge.conversion import convert
-from bridge.errors import InvalidModel, UnsupportedModel, WorkerDied
+from bridge.errors import InvalidModel, OptionError, UnsupportedModel, WorkerDied
 from bridge.loading import open_model
 from bridge.registry import registry
 from bridge.routes import find_routes, held_format, require_target, runners
@@ -24,7 +24,6 @@ from bridge_bench.plan import plan
 
 PLUGIN = """
 import dataclasses, json
-from pathlib import Path
 import numpy as np
 import bridge
 from bridge.errors import InvalidModel
@@ -48,7 +47,7 @@ class Adder(bridge.Predictor):
     def _predict(self, inputs, outputs):
         return {"y": inputs["rows"].sum(axis=1)}
     def _close(self):
-        (Path(self.info.model).name)
+        pass
 
 class Backend(bridge.Backend):
     name = "adder"
@@ -74,6 +73,8 @@ class Lookup(bridge.Predictor):
         self.table, self.inner = table, inner
     def _update(self, source):
         table = np.array(json.loads(source.read_text()), np.float32)
+        if np.array_equal(table, self.table):
+            raise InvalidModel("the table is the same.", fix="Wait for a newer one.")
         if len(table) != len(self.table):
             raise InvalidModel("the newer table is of another length.", fix="Copy it again.")
         self.table = table
@@ -188,6 +189,12 @@ def test_users_get_the_front_and_the_backend_the_model_inside(make: Make) -> Non
         inner.predict({"rows": np.zeros((1, 2), np.float32)})
 
 
+def test_a_whole_signature_is_refused(make: Make) -> None:
+    stated = bridge.Signature((bridge.TensorSpec("x", bridge.DType.INT64, ("n",)),), ())
+    with pytest.raises(OptionError, match="its format holds its own"):
+        bridge.load(make(), signature=stated)
+
+
 def test_it_works_in_a_process_of_its_own(make: Make, tmp_path: Path) -> None:
     (tmp_path / "newer").write_text("[[0, 1], [0, 2], [0, 3]]")
     (tmp_path / "short").write_text("[]")
@@ -200,11 +207,13 @@ def test_it_works_in_a_process_of_its_own(make: Make, tmp_path: Path) -> None:
         assert predictor.info.details["source"] == "newer"
         with pytest.raises(InvalidModel, match="another length"):
             predictor.update(tmp_path / "short")
+        (tmp_path / "newer").write_text("[[1, 1], [0, 2], [0, 3]]")
+        predictor.update(tmp_path / "newer")
         first = predictor.info.details["pid"]
         os.kill(first, signal.SIGKILL)
         with contextlib.suppress(WorkerDied):
             predictor.predict(IDS)
-        assert predictor.predict(IDS)["y"].tolist() == [3.0, 1.0, 3.0]  # taken over again
+        assert predictor.predict(IDS)["y"].tolist() == [3.0, 2.0, 3.0]  # taken over again, once
         assert predictor.info.details["pid"] != first
         assert predictor.info.details["source"] == "newer"
 
@@ -230,7 +239,11 @@ def test_a_front_that_fails_closes_the_model_inside(
 ) -> None:
     folder = make("[]")
     closed: list[Any] = []
-    monkeypatch.setattr(bridge.Predictor, "close", closed.append)
+
+    def close(predictor: bridge.Predictor) -> None:
+        closed.append(predictor)
+
+    monkeypatch.setattr(bridge.Predictor, "close", close)
     with pytest.raises(InvalidModel, match="the table is too short") as caught:
         bridge.load(folder)
     assert (caught.value.backend, caught.value.model) == ("adder", "model")
