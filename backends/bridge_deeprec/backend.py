@@ -38,7 +38,14 @@ from bridge_deeprec.options import DeeprecOptions
 from bridge_deeprec.predictor import ProcessorPredictor, version
 from bridge_deeprec.request import TYPES
 
-__all__ = ["WARM_CALLS", "DeeprecBackend", "check_agreement", "check_folders", "served_signature"]
+__all__ = [
+    "WARM_CALLS",
+    "DeeprecBackend",
+    "check_agreement",
+    "check_folders",
+    "check_preload",
+    "served_signature",
+]
 
 WARM_CALLS = 200
 """Calls after which the memory planner and the cost-model executor have learnt.
@@ -126,6 +133,7 @@ class DeeprecBackend(Backend):
         assert path is not None  # probe found it
         key, signature = served_signature(model)
         check_folders(options)
+        check_preload(options)
         config = model_config(options, str(model.file), key)
         served = ServedModel(Library(path), json.dumps(config))
         check_agreement(signature, served, path)
@@ -254,6 +262,21 @@ def check_folders(options: DeeprecOptions) -> None:
             f"no subfolder of checkpoint_dir '{folder}' holds a file 'checkpoint'.",
             fix="Give the folder above that of the checkpoint.",
             path=str(folder),
+        )
+
+
+def check_preload(options: DeeprecOptions) -> None:
+    """Refuses an allocator that the loader left out, which it says in a line of text only."""
+    if options.jemalloc is None:
+        return
+    path = options.jemalloc.resolve()
+    mapped = Path("/proc/self/maps").read_text("utf-8", "surrogateescape")
+    if not any(line.endswith(f" {path}") for line in mapped.splitlines()):
+        raise OptionError(
+            f"'{options.jemalloc}' could not be preloaded into the process of DeepRec's library.",
+            fix="Give the path of a libjemalloc.so that is built for this machine.",
+            option="jemalloc",
+            value=str(options.jemalloc),
         )
 
 

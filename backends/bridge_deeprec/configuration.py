@@ -120,7 +120,8 @@ def environment(options: DeeprecOptions) -> dict[str, str]:
     if options.thread_affinity:
         found["SET_SESSION_THREAD_POOL_AFFINITY"] = "1"
     if options.jemalloc is not None:
-        found |= {"LD_PRELOAD": str(options.jemalloc), "MALLOC_CONF": options.malloc_conf}
+        preload = str(options.jemalloc.absolute())
+        found |= {"LD_PRELOAD": preload, "MALLOC_CONF": options.malloc_conf}
     if options.library is not None:
         found["DEEPREC_PROCESSOR"] = str(options.library.absolute())
     return found

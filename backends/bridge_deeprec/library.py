@@ -41,7 +41,7 @@ def find() -> Path | None:
     if named:
         return Path(named).absolute()  # a bare name would be searched for by the loader
     for folder in filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")):
-        path = Path(folder) / NAME
+        path = Path(folder).absolute() / NAME
         if path.is_file():
             return path
     return _cached()

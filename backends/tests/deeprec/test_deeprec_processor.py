@@ -34,7 +34,13 @@ from bridge.isolated import IsolatedPredictor
 from bridge.isolation import Worker
 from bridge.loading import open_model
 from bridge.memory import resident_bytes
-from bridge_deeprec.backend import WARM_CALLS, check_agreement, check_folders, served_signature
+from bridge_deeprec.backend import (
+    WARM_CALLS,
+    check_agreement,
+    check_folders,
+    check_preload,
+    served_signature,
+)
 from bridge_deeprec.configuration import environment, model_config
 from bridge_deeprec.library import NAME, VARIABLE, Library, ServedModel, find
 from bridge_deeprec.options import DeeprecOptions
@@ -275,6 +281,9 @@ def test_where_the_library_is_looked_for(
     monkeypatch.setenv("LD_LIBRARY_PATH", f"{tmp_path}:{stub.path.parent}")
     assert find() == stub.path
     assert backend.probe().installed
+    monkeypatch.chdir(stub.path.parent)
+    monkeypatch.setenv(VARIABLE, stub.path.name)
+    assert find() == stub.path
     monkeypatch.setenv(VARIABLE, str(tmp_path / "none.so"))
     assert "No such file" in (backend.probe().reason or "")
     (tmp_path / "text.so").write_text("no library at all")
@@ -367,6 +376,16 @@ def test_a_checkpoint_that_is_not_there_is_not_waited_for(ranker: Any, tmp_path:
         check_folders(DeeprecOptions(checkpoint_dir=parent))
     ranker.checkpoint(parent, "1", 1, seed=1)
     check_folders(DeeprecOptions(checkpoint_dir=parent))
+
+
+def test_an_allocator_that_was_not_preloaded_is_an_error(tmp_path: Path) -> None:
+    check_preload(DeeprecOptions())
+    with pytest.raises(OptionError, match=r"none\.so' could not be preloaded"):
+        check_preload(DeeprecOptions(jemalloc=tmp_path / "none.so"))
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    there = next(line.split(maxsplit=5)[5] for line in lines if ".so" in line)
+    (tmp_path / "link.so").symlink_to(there)
+    check_preload(DeeprecOptions(jemalloc=tmp_path / "link.so"))
 
 
 # Options.
