@@ -14,6 +14,7 @@ from bridge.errors import UnsupportedModel
 from bridge.proof import find_runner
 from bridge.routes import find_routes
 from bridge_deeprec.checkpoint import Checkpoint
+from bridge_deeprec.dense import DenseValues
 from bridge_deeprec.graph import Graph
 from bridge_deeprec.lookup import analyse
 from bridge_deeprec.manifest import TABLES, Manifest
@@ -36,7 +37,7 @@ class CheckpointOptions(bridge.Options):
     )
     deltas: bool = bridge.option(
         True,
-        help="Apply the incremental checkpoints that come after it, too.",
+        help="Apply the incremental checkpoints after it too, to rows and dense variables.",
         when="Answers of the full checkpoint itself are wanted.",
     )
 
@@ -64,17 +65,19 @@ class DeeprecToSavedModel(bridge.Adapter):
         _require_dense(signature)
         cut = analyse(graph, signature, model.name)
         checkpoint = Checkpoint.open(options.checkpoint or model.file / "variables" / "variables")
+        later = checkpoint.deltas() if options.deltas else ()
+        deltas = [Checkpoint.open(one) for one in later]
+        values = DenseValues(checkpoint, deltas)
         whole = Graph(kind.files(model)[0], graph, signature, cut, model.name)
         target.mkdir()
-        whole.write(target / "model", checkpoint)
+        whole.write(target / "model", values)
         defaults = whole.default_rows()
         tables = Tables.build(
             checkpoint,
             names=sorted({one.table for one in whole.rows}),
             defaults={name: rows for name, rows in defaults.items() if rows is not None},
         )
-        for delta in checkpoint.deltas() if options.deltas else ():
-            tables.apply(Checkpoint.open(delta))
+        tables.apply(*deltas)
         tables.save(target / TABLES)
         newest = tables.current.version
         manifest = Manifest(
@@ -88,13 +91,14 @@ class DeeprecToSavedModel(bridge.Adapter):
             versions={
                 "full": checkpoint.version,
                 "delta": newest if newest != checkpoint.version else None,
+                "dense": values.version,
             },
             source={"model": model.name, "signature": key, "checkpoint": checkpoint.prefix.name},
         )
         manifest.write(target)
         names = [{one.name: str(one.native_name) for one in signature.inputs}]
         names.append({one.name: str(one.native_name) for one in signature.outputs})
-        original = Original(whole, checkpoint, *names)
+        original = Original(whole, values, *names)
         try:
             with bridge.load(target) as made:
                 compared = compare(original.predict, made, tables.current)
@@ -105,7 +109,7 @@ class DeeprecToSavedModel(bridge.Adapter):
             "signature": key,
             "lookups": len(whole.rows),
             "tables": {name: len(one) for name, one in tables.current.tables.items()},
-            "versions": {"full": checkpoint.version, "newest": newest},
+            "versions": {"full": checkpoint.version, "newest": newest, "dense": values.version},
             "random_default_rows": sorted(name for name, one in defaults.items() if one is None),
         }
 

@@ -20,7 +20,7 @@ import numpy as np
 from bridge.dtypes import DType
 from bridge.errors import InvalidModel, ModelNotFound, UnsupportedModel
 from bridge_deeprec.bundle import Bundle, Tensor
-from bridge_deeprec.location import INCREMENTAL, SSD_RECORD, located, number_of, prefixes
+from bridge_deeprec.location import INCREMENTAL, SSD_RECORD, located, number_of, numbered
 
 __all__ = ["Checkpoint", "EmbeddingInfo"]
 
@@ -164,12 +164,7 @@ class Checkpoint:
             Paths for ``open``. All of them have to be applied, in this order.
         """
         least = self.version if after is None else after
-        found = []
-        for prefix in prefixes(self.prefix.parent / INCREMENTAL):
-            number = number_of(prefix)
-            if number is not None and (least is None or number > least):
-                found.append((number, prefix))
-        return tuple(prefix for _, prefix in sorted(found))
+        return numbered(self.prefix.parent / INCREMENTAL, after=least)
 
     def read_dense(self, name: str) -> np.ndarray[Any, Any]:
         """A tensor that is no EmbeddingVariable; one in slices is put together.

@@ -55,10 +55,15 @@ class WithTables(Format):
         )
 
     def check(self, model: ModelRef) -> None:
-        Manifest.read(model.file).check(model.file)
+        manifest = Manifest.read(model.file)
+        manifest.check(model.file)
+        inner = self.inner(model)
+        tables = [path for path in (model.file / TABLES).glob("*") if path.is_file()]
+        manifest.require_listed(model.file, (*inner.format.files(inner), *tables))
 
     def inner(self, model: ModelRef) -> ModelRef:
         manifest = Manifest.read(model.file)
+        manifest.require_inside(model.file)
         found = open_model(model.file / manifest.model, trust=model.trust)
         if found.format.name != self.holds:
             raise InvalidModel(

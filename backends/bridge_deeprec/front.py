@@ -13,6 +13,7 @@ from bridge.errors import InvalidModel
 from bridge.logs import logger
 from bridge.predictor import Predictor
 from bridge_deeprec.checkpoint import Checkpoint
+from bridge_deeprec.location import numbered
 from bridge_deeprec.manifest import Manifest
 from bridge_deeprec.steps import run
 from bridge_deeprec.tables import Tables
@@ -67,16 +68,19 @@ class TablesPredictor(Predictor):
         return self._inner.predict(given, outputs)
 
     def _update(self, source: Path) -> None:
-        delta = Checkpoint.open(source)
         with self._updating:
-            self._tables.apply(delta)
+            # Of a folder all that come next: each may hold only what changed since the last.
+            named = numbered(source, after=self._tables.current.version) or (source,)
+            deltas = [Checkpoint.open(one) for one in named]
+            self._tables.apply(*deltas)
             self._tell()  # of the newest version: what a call sees may be one older
-        if delta.dense:
-            logger("deeprec").info(
-                "%s holds %d dense variables, which are left as they were converted",
-                source,
-                len(delta.dense),
-            )
+        for delta in deltas:
+            if delta.dense:
+                logger("deeprec").info(
+                    "%s holds %d dense variables, which are left as they were converted",
+                    delta.prefix,
+                    len(delta.dense),
+                )
 
     def _close(self) -> None:
         self._inner.close()
@@ -87,7 +91,7 @@ class TablesPredictor(Predictor):
         about = {
             "tables": {name: len(one) for name, one in now.tables.items()},
             "tables_version": now.version,
-            "dense_version": self._versions.get("full"),
+            "dense_version": self._versions.get("dense", self._versions.get("full")),
             "atomic_delta_update": True,
             "atomic_full_update": False,
             "dense_is_updated": False,
@@ -106,9 +110,24 @@ def _require_fit(manifest: Manifest, tables: Tables, inner: Predictor) -> None:
                 fix="Copy the whole folder again, or convert the model again.",
                 table=one.table,
             )
+    made = {_node(one) for one in manifest.tensors.values()} | {one.name for one in manifest.steps}
+    used = [*(one.ids for one in manifest.rows), *manifest.passed.values()]
+    used += [one for step in manifest.steps for one in step.inputs]
+    unknown = [one for one in used if _node(one) not in made]
+    unknown += sorted(set(manifest.signature.input_names) - manifest.tensors.keys())
+    if unknown:
+        raise InvalidModel(
+            f"the manifest does not say where '{unknown[0]}' comes from.",
+            fix="Copy the whole folder again, or convert the model again.",
+            tensor=unknown[0],
+        )
     if not rows <= wanted or not wanted - rows <= set(manifest.signature.input_names):
         raise InvalidModel(
             f"the dense model takes {', '.join(sorted(wanted))}, which the manifest does not "
             "account for.",
             fix="Convert the model again.",
         )
+
+
+def _node(tensor: str) -> str:
+    return tensor.partition(":")[0]

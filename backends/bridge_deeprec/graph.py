@@ -22,7 +22,7 @@ import numpy.typing as npt
 from bridge.errors import InvalidModel, UnsupportedModel
 from bridge.formats.tensorflow.graph import MetaGraph
 from bridge.signature import Signature
-from bridge_deeprec.checkpoint import Checkpoint
+from bridge_deeprec.dense import DenseValues
 from bridge_deeprec.lookup import Cut, Lookup, table_name
 from bridge_deeprec.operators import GATHERS, HANDLE, INITIALIZER
 from bridge_deeprec.steps import STEPS, Step, run
@@ -98,12 +98,12 @@ class Graph:
         """
         return {one.table: self._default_rows(one) for one in self._cut.lookups}
 
-    def write(self, target: Path, checkpoint: Checkpoint) -> None:
+    def write(self, target: Path, values: DenseValues) -> None:
         """Writes the dense model as a SavedModel.
 
         Args:
             target: Folder to make.
-            checkpoint: With the values of its variables.
+            values: Those of its variables.
         """
         import tensorflow as tf
 
@@ -123,7 +123,7 @@ class Graph:
             added[f"{name}:0"] = name
         graph = tf.Graph()
         with graph.as_default():
-            mapped, fed = self.variables(variables, checkpoint)
+            mapped, fed = self.variables(variables, values)
             tf.import_graph_def(definition, input_map=mapped, name="")
             inputs = {
                 spec.name: graph.get_tensor_by_name(spec.native_name)
@@ -252,7 +252,7 @@ class Graph:
         return graph
 
     def variables(
-        self, nodes: Sequence[Any], checkpoint: Checkpoint
+        self, nodes: Sequence[Any], values: DenseValues
     ) -> tuple[dict[str, Any], dict[Any, dict[Any, npt.NDArray[Any]]]]:
         """New variables in the current graph, for some of the old ones.
 
@@ -262,7 +262,7 @@ class Graph:
         """
         import tensorflow as tf
 
-        parts = _Parts(nodes, checkpoint, self._model)
+        parts = _Parts(nodes, values, self._model)
         mapped, fed = {}, {}
         for number, node in enumerate(nodes):
             value = parts.value(node)
@@ -339,8 +339,8 @@ class Graph:
 class _Parts:
     """Values of variables, those of partitioned ones cut from the whole."""
 
-    def __init__(self, nodes: Sequence[Any], checkpoint: Checkpoint, model: str) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, nodes: Sequence[Any], values: DenseValues, model: str) -> None:
+        self._values = values
         self._model = model
         self._sizes: dict[str, dict[int, tuple[int, ...]]] = {}
         for node in nodes:
@@ -351,10 +351,10 @@ class _Parts:
     def value(self, node: Any) -> npt.NDArray[Any]:
         name, shape = _variable(node), _shape(node)
         whole, number = _part(name)
-        if number is not None and name not in self._checkpoint.dense:
-            value = self._cut(self._checkpoint.read_dense(whole), whole, number)
+        if number is not None and name not in self._values:
+            value = self._cut(self._values.read(whole), whole, number)
         else:
-            value = self._checkpoint.read_dense(name)
+            value = self._values.read(name)
         if value.shape != shape:
             raise InvalidModel(
                 f"variable '{name}' is {value.shape} in the checkpoint; the graph wants {shape}.",
@@ -371,7 +371,15 @@ class _Parts:
         axes = [axis for axis, size in enumerate(mine) if size != value.shape[axis]]
         if not axes:
             return value
-        start = sum(sizes[one][axes[0]] for one in sizes if one < number)
+        missing = set(range(number)) - sizes.keys()
+        if missing:  # then there is no telling where this one begins
+            raise InvalidModel(
+                f"part {number} of variable '{whole}' is in the graph without part {min(missing)}.",
+                fix="Export the model with all parts of its variables.",
+                model=self._model,
+                variable=whole,
+            )
+        start = sum(sizes[one][axes[0]] for one in range(number))
         return value.take(range(start, start + mine[axes[0]]), axis=axes[0])
 
 
@@ -454,7 +462,7 @@ def _attrs(node: Any) -> dict[str, Any]:
         found = np.dtype(tf.as_dtype(code).as_numpy_dtype)
         if found.kind not in "biuf":  # such as bfloat16, which numpy has no name for
             raise _not_in_front(node, f"it makes {tf.as_dtype(code).name}")
-        return found.str
+        return str(found.str)
 
     if node.op == "GatherV2" and node.attr["batch_dims"].i:
         raise _not_in_front(node, "it has batch_dims")

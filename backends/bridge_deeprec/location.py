@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bridge.errors import ModelNotFound
 
-__all__ = ["INCREMENTAL", "SSD_RECORD", "located", "number_of", "prefixes"]
+__all__ = ["INCREMENTAL", "SSD_RECORD", "located", "number_of", "numbered", "prefixes"]
 
 INCREMENTAL = ".incremental_checkpoint"
 """The folder, in that of a full checkpoint, with the incremental ones after it."""
@@ -34,6 +34,12 @@ def prefixes(folder: Path) -> Iterator[Path]:
         for path in folder.iterdir():
             if path.name.endswith(".index") and not path.name.endswith(SSD_RECORD):
                 yield path.with_name(path.name.removesuffix(".index"))
+
+
+def numbered(folder: Path, *, after: int | None) -> tuple[Path, ...]:
+    """The checkpoints in a folder whose number is higher than another, the lowest first."""
+    found = [(number, one) for one in prefixes(folder) if (number := number_of(one)) is not None]
+    return tuple(one for number, one in sorted(found) if after is None or number > after)
 
 
 def located(path: Path) -> Path:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bridge.errors import InvalidModel, ModelNotFound
+from bridge.errors import InvalidModel, ModelNotFound, UntrustedModel
 from bridge.signature import Signature
 from bridge_deeprec.graph import Rows
 from bridge_deeprec.steps import Step
@@ -60,7 +60,7 @@ class Manifest:
         files = {
             path.relative_to(folder).as_posix(): (
                 path.stat().st_size,
-                "" if TABLES in path.parts[:-1] else _digest(path),
+                "" if path.relative_to(folder).parts[0] == TABLES else _digest(path),
             )
             for path in sorted(folder.rglob("*"))
             if path.is_file() and path != folder / NAME
@@ -103,7 +103,7 @@ class Manifest:
                 signature=Signature.from_dict(about["signature"]),
                 tensors={str(name): str(one) for name, one in about["tensors"].items()},
                 steps=tuple(Step.from_dict(one) for one in about["steps"]),
-                rows=tuple(Rows(**one) for one in about["rows"]),
+                rows=tuple(_rows(one) for one in about["rows"]),
                 passed={str(name): str(one) for name, one in about["passed"].items()},
                 versions=dict(about["versions"]),
                 files={
@@ -116,6 +116,35 @@ class Manifest:
         if Path(found.model).name != found.model or found.model in ("", ".", ".."):
             raise _damaged(folder, ValueError(f"the model inside is called {found.model!r}"))
         return found
+
+    def require_inside(self, folder: Path) -> None:
+        """Looks where the model inside and the tables are, before anything of them is read.
+
+        Raises:
+            UntrustedModel: A symbolic link leads out of the folder.
+        """
+        home = folder.resolve()
+        for name in (self.model, TABLES):
+            target = (folder / name).resolve()
+            if not target.is_relative_to(home):
+                raise UntrustedModel(
+                    f"'{name}' in model {folder.name} is a link that leads out of the folder, to "
+                    f"'{target}'.",
+                    fix="Copy the model with its links followed (cp -rL).",
+                    model=folder.name,
+                    path=str(target),
+                )
+
+    def require_listed(self, folder: Path, paths: Iterable[Path]) -> None:
+        """Refuses files that it does not list, which no digest of the model would cover.
+
+        Raises:
+            InvalidModel: There is one.
+        """
+        listed = {(folder / name).resolve() for name in self.files}
+        for path in paths:
+            if path.resolve() not in listed:
+                raise _damaged(folder, ValueError(f"it does not list '{path.name}'"))
 
     def check(self, folder: Path, *, digests: bool = False) -> None:
         """Compares the files with what was written.
@@ -153,9 +182,15 @@ class Manifest:
                 )
 
 
+def _rows(one: Mapping[str, Any]) -> Rows:
+    return Rows(str(one["input"]), str(one["table"]), str(one["ids"]), int(one["width"]))
+
+
 def holds(folder: Path) -> str | None:
     """The format inside, if the folder is a model with tables; never raises."""
     try:
+        if not (folder / NAME).is_file():  # opening a pipe would wait for a writer
+            return None
         with (folder / NAME).open("rb") as stream:
             if KIND.encode() not in stream.read(4096):
                 return None

@@ -40,7 +40,7 @@ class DeeprecModel(SavedModel):
             return False
         path = file.path / _GRAPH
         try:
-            if not _holds(path, (*_MARKS, *_EXACT)):
+            if not path.is_file() or not _holds(path, (*_MARKS, *_EXACT)):
                 return False
             graphs = read_meta_graphs(path)
         except (OSError, WireError, ValueError, BridgeError):

@@ -63,7 +63,8 @@ class Step:
                 f"step '{data['name']}' is a {data['op']}, which is not done in front of models.",
                 fix="Convert the model again.",
             )
-        return cls(str(data["name"]), data["op"], tuple(data["inputs"]), dict(data["attrs"]))
+        inputs = tuple(str(one) for one in data["inputs"])
+        return cls(str(data["name"]), data["op"], inputs, dict(data["attrs"]))
 
 
 def run(steps: Sequence[Step], tensors: Arrays) -> Arrays:

@@ -170,77 +170,93 @@ class Tables:
         """The rows of ids in the current version; see ``Table.gather``."""
         return self._current.gather(name, ids, out)
 
-    def apply(self, delta: Checkpoint) -> Snapshot:
-        """Put the rows of an incremental checkpoint in front, all at once.
+    def apply(self, *deltas: Checkpoint) -> Snapshot:
+        """Put the rows of incremental checkpoints in front, all at once.
 
         Readers go on with the version that they have. Where an error is raised nothing has
         changed. The new version is current before large changes are merged into the tables,
         which may take seconds more and memory for a second table, and does not stop readers.
-        Dense variables of the delta, also where it has only some of their rows, are not looked
+        Dense variables of a delta, also where it has only some of their rows, are not looked
         at: they are the caller's.
+
+        Args:
+            deltas: In the order of their numbers.
 
         Returns:
             The version that became current.
 
         Raises:
-            InvalidModel: It is no incremental checkpoint, not newer than what there is,
+            InvalidModel: One is no incremental checkpoint, not newer than what there is,
                 damaged, or its rows do not fit a table.
-            UnsupportedModel: It changes rows of a variable that has no table here.
+            UnsupportedModel: One changes rows, and none of tables that are here.
         """
         with self._lock:
-            before = self._current
-            self._check(before, delta)
-            tables = dict(before.tables)
-            for info in delta.variables:
-                if info.name not in tables:
-                    _logger.info("%s: rows of the dense '%s' are left out", delta.prefix, info.name)
-                    continue
-                keys, values = delta.read_embedding(info.name)
-                tables[info.name] = tables[info.name].changed_by(
-                    keys.astype(np.int64, copy=False),
-                    values,
-                    f"{info.name}-sparse_incr_keys",
-                    str(delta.prefix),
-                )
-            after = self._current = Snapshot(delta.version, tables)
-            if any(_is_large(table) for table in tables.values()):
+            after = self._current
+            for delta in deltas:
+                after = _changed(after, delta)
+            self._current = after
+            if any(_is_large(table) for table in after.tables.values()):
                 tables = {
                     name: table.compacted() if _is_large(table) else table
-                    for name, table in tables.items()
+                    for name, table in after.tables.items()
                 }
-                self._current = Snapshot(delta.version, tables)
+                self._current = Snapshot(after.version, tables)
             return after
 
-    def _check(self, before: Snapshot, delta: Checkpoint) -> None:
-        where = f"the incremental checkpoint '{delta.prefix}'"
-        if not delta.is_incremental:
-            raise InvalidModel(
-                f"the checkpoint '{delta.prefix}' is a full one; wanted an incremental one.",
-                fix="Build new tables of it.",
-                model=str(delta.prefix),
-            )
-        if delta.version is None or (
-            before.version is not None and delta.version <= before.version
-        ):
-            raise InvalidModel(
-                f"{where} has the version {delta.version}; wanted one above {before.version}.",
-                fix="Apply incremental checkpoints in the order of their numbers, each once.",
-                model=str(delta.prefix),
-                wanted=before.version,
-                got=delta.version,
-            )
-        for info in delta.variables:
-            table = before.tables.get(info.name)
-            if table is None:
-                if info.name in delta.dense_rows:
-                    continue
-                raise UnsupportedModel(
-                    f"{where} changes rows of '{info.name}', which has no table here.",
-                    fix="Convert the model again from a full checkpoint.",
-                    model=str(delta.prefix),
-                    tensor=info.name,
-                )
-            _check_fit(where, info, table, str(delta.prefix))
+
+def _changed(before: Snapshot, delta: Checkpoint) -> Snapshot:
+    """The version after a delta; that before it stays as it is."""
+    _check(before, delta)
+    tables = dict(before.tables)
+    for info in _variables(before, delta):
+        if info.name not in tables:
+            # A dense variable, or one that this signature does not look up.
+            _logger.info("%s: rows of '%s' are left out", delta.prefix, info.name)
+            continue
+        keys, values = delta.read_embedding(info.name)
+        tables[info.name] = tables[info.name].changed_by(
+            keys.astype(np.int64, copy=False),
+            values,
+            f"{info.name}-sparse_incr_keys",
+            str(delta.prefix),
+        )
+    return Snapshot(delta.version, tables)
+
+
+def _variables(before: Snapshot, delta: Checkpoint) -> list[EmbeddingInfo]:
+    """What may change tables: also what only looks like a slot, as it has a table."""
+    slots = [delta.info(name) for name in delta.slots if name in before.tables]
+    return [*delta.variables, *slots]
+
+
+def _check(before: Snapshot, delta: Checkpoint) -> None:
+    where = f"the incremental checkpoint '{delta.prefix}'"
+    if not delta.is_incremental:
+        raise InvalidModel(
+            f"the checkpoint '{delta.prefix}' is a full one; wanted an incremental one.",
+            fix="Build new tables of it.",
+            model=str(delta.prefix),
+        )
+    if delta.version is None or (before.version is not None and delta.version <= before.version):
+        raise InvalidModel(
+            f"{where} has the version {delta.version}; wanted one above {before.version}.",
+            fix="Apply incremental checkpoints in the order of their numbers, each once.",
+            model=str(delta.prefix),
+            wanted=before.version,
+            got=delta.version,
+        )
+    changed = _variables(before, delta)
+    strange = [info.name for info in changed if info.name not in before.tables]
+    if len(strange) == len(changed) and not set(strange) <= set(delta.dense_rows):
+        raise UnsupportedModel(
+            f"{where} changes rows of '{strange[0]}', which has no table here, and no others.",
+            fix="Use the checkpoints of one training.",
+            model=str(delta.prefix),
+            tensor=strange[0],
+        )
+    for info in changed:
+        if info.name in before.tables:
+            _check_fit(where, info, before.tables[info.name], str(delta.prefix))
 
 
 def _check_fit(where: str, info: EmbeddingInfo, table: Table, model: str) -> None:

@@ -17,7 +17,7 @@ from bridge import proof
 from bridge.check import Arrays
 from bridge.errors import BridgeError, ConversionError, InputError, PredictError
 from bridge.predictor import Predictor
-from bridge_deeprec.checkpoint import Checkpoint
+from bridge_deeprec.dense import DenseValues
 from bridge_deeprec.graph import Graph
 from bridge_deeprec.tables import Snapshot
 
@@ -31,7 +31,7 @@ class Original:
 
     Args:
         graph: The graph.
-        checkpoint: With the values of its variables.
+        values: Those of its variables.
         inputs: Tensors of the inputs, by name.
         outputs: Tensors of the outputs, by name.
     """
@@ -39,7 +39,7 @@ class Original:
     def __init__(
         self,
         graph: Graph,
-        checkpoint: Checkpoint,
+        values: DenseValues,
         inputs: Mapping[str, str],
         outputs: Mapping[str, str],
     ) -> None:
@@ -63,7 +63,7 @@ class Original:
             self._ids = {
                 node: (tensor(ids, "ids"), table) for node, (ids, table, _) in gathers.items()
             }
-            mapped, fed = graph.variables(variables, checkpoint)
+            mapped, fed = graph.variables(variables, values)
             passed = {inputs[name]: one for name, one in self._inputs.items()}
             mapped.update(
                 {name: one for name, one in passed.items() if name.partition(":")[0] in needed}

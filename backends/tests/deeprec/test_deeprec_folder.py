@@ -20,6 +20,7 @@ from bridge.errors import (
     ModelNotFound,
     PredictorClosed,
     UnsupportedModel,
+    UntrustedModel,
 )
 from bridge.loading import open_model
 from bridge.routes import find_routes
@@ -305,6 +306,104 @@ def test_a_delta_is_taken_over_and_dense_variables_are_not(
         dense.update(delta)
 
 
+def test_the_deltas_of_a_folder_are_taken_over_in_order(
+    example: Example, converted: dict[str, Path], tmp_path: Path
+) -> None:
+    """Each may hold only what changed since the one before: the newest alone is not enough."""
+    ones, twos = np.ones(DIM, np.float32), np.full(DIM, 2, np.float32)
+    changes = {101: {7: ones, 1: ones}, 102: {1: twos}}
+    for number, rows in changes.items():
+        save(
+            tmp_path / f"incremental_model.ckpt-{number}",
+            {
+                "user-sparse_incr_keys": np.array(list(rows), np.int64),
+                "user-sparse_incr_values": np.stack(list(rows.values())),
+            },
+        )
+    user = {**example.tables["user"], 7: ones, 1: twos}
+    after = Example(example.folder, {**example.tables, "user": user}, example.kernel, example.bias)
+    given = inputs()
+    with bridge.load(converted["onnx"]) as predictor:
+        predictor.update(tmp_path)
+        np.testing.assert_allclose(
+            predictor.predict(given)["score"], after.score(**given), 1e-5, 1e-6
+        )
+        assert predictor.info.details["tables_version"] == 102
+        with pytest.raises(InvalidModel, match="wanted one above 102"):
+            predictor.update(tmp_path)
+
+
+@pytest.mark.parametrize("deltas", [True, False])
+def test_a_conversion_takes_the_newest_values_of_all_variables(
+    example: Example, tmp_path: Path, deltas: bool
+) -> None:
+    from bridge_deeprec.adapter import DeeprecToSavedModel
+
+    folder, home = tmp_path / "ranker", tmp_path / "ranker/variables/.incremental_checkpoint"
+    shutil.copytree(example.folder, folder)
+    ones, bias = np.ones(DIM, np.float32), np.array([3, -3], np.float32)
+    first = {"user-sparse_incr_keys": np.array([7]), "user-sparse_incr_values": ones[None]}
+    save(home / "incremental_model.ckpt-1", {**first, "dense/bias": np.zeros(2, np.float32)})
+    kernel = example.kernel.copy()
+    kernel[[0, 8]] = 5  # a row in each of its parts
+    save(
+        home / "incremental_model.ckpt-2",
+        {
+            "dense/bias": bias,
+            "dense/kernel-sparse_incr_keys": np.array([8, 0], np.int32),
+            "dense/kernel-sparse_incr_values": kernel[[8, 0]],
+        },
+    )
+    wanted = example
+    if deltas:
+        tables = {**example.tables, "user": {**example.tables["user"], 7: ones}}
+        wanted = Example(folder, tables, kernel, bias)
+    facts = DeeprecToSavedModel().convert(
+        open_model(folder), tmp_path / "made", options={"deltas": deltas}
+    )
+    newest = 2 if deltas else None
+    assert facts["versions"] == {"full": None, "newest": newest, "dense": newest}
+    given = inputs()
+    with bridge.load(tmp_path / "made") as predictor:
+        np.testing.assert_allclose(
+            predictor.predict(given)["score"], wanted.score(**given), 1e-5, 1e-6
+        )
+        assert predictor.info.details["dense_version"] == newest
+
+
+@pytest.mark.parametrize(
+    ("tensors", "text"),
+    [
+        ({"dense/kernel": ([9], (1, 2))}, "do not fit"),
+        ({"dense/kernel": ([-1], (1, 2))}, "do not fit"),
+        ({"dense/kernel": ([0], (1, 3))}, "do not fit"),
+        (
+            {"dense/kernel/part_0": ([0], (1, 2)), "dense/kernel/part_1": ([0], (1, 2))},
+            "in parts, of which it is not known where they begin",
+        ),
+    ],
+    ids=["beyond", "negative", "wide", "parts"],
+)
+def test_rows_of_dense_variables_that_do_not_fit_are_refused(
+    example: Example, tmp_path: Path, tensors: dict[str, Any], text: str
+) -> None:
+    from bridge_deeprec.checkpoint import Checkpoint
+    from bridge_deeprec.dense import DenseValues
+
+    rows = {}
+    for name, (places, shape) in tensors.items():
+        rows[f"{name}-sparse_incr_keys"] = np.array(places, np.int32)
+        rows[f"{name}-sparse_incr_values"] = np.zeros(shape, np.float32)
+    save(tmp_path / "incremental_model.ckpt-1", rows)
+    full = Checkpoint.open(example.folder)
+    values = DenseValues(full, [Checkpoint.open(tmp_path)])
+    with pytest.raises((InvalidModel, UnsupportedModel), match=text):
+        values.read("dense/kernel")
+    np.testing.assert_array_equal(values.read("dense/bias"), example.bias)
+    assert "dense/bias" in values
+    assert "dense/other" not in values
+
+
 def test_a_selection_takes_the_folder_on_every_backend_of_the_dense_model(
     converted: dict[str, Path],
 ) -> None:
@@ -496,6 +595,21 @@ def test_a_model_with_several_signatures_is_described(example: Example, tmp_path
     assert "Mode: checkpoint" in " ".join(open_model(tmp_path, signature="a").facts.notes)
 
 
+def test_the_dense_model_has_a_digest_wherever_the_folder_is(
+    converted: dict[str, Path], tmp_path: Path
+) -> None:
+    from bridge_deeprec.manifest import Manifest
+
+    folder = tmp_path / "tables" / "model"  # as the folder inside is called
+    shutil.copytree(converted["onnx"], folder)
+    Manifest.read(folder).write(folder)
+    data = bytearray((folder / "model.onnx").read_bytes())
+    data[-1] ^= 1
+    (folder / "model.onnx").write_bytes(data)
+    with pytest.raises(InvalidModel, match="'model.onnx' .* is not the one that was written"):
+        Manifest.read(folder).check(folder, digests=True)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "missing", "schema", "step", "swapped"])
 def test_a_damaged_folder_is_refused(
     converted: dict[str, Path], tmp_path: Path, damage: str
@@ -519,4 +633,47 @@ def test_a_damaged_folder_is_refused(
             about["steps"][0]["op"] = "System"
         (folder / "manifest.json").write_text(json.dumps(about))
     with pytest.raises((InvalidModel, ModelNotFound)):
+        bridge.load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tables", "tables/tables.json"])
+def test_links_out_of_the_folder_are_not_followed(
+    converted: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    folder, outside = tmp_path / "model", tmp_path / "outside"
+    shutil.copytree(converted["onnx"], folder)
+    (folder / name).rename(outside)
+    (folder / name).symlink_to(outside)
+    about = json.loads((folder / "manifest.json").read_text())
+    about["files"] = {one: said for one, said in about["files"].items() if not one.startswith(name)}
+    (folder / "manifest.json").write_text(json.dumps(about))
+    with pytest.raises((UntrustedModel, InvalidModel), match="out of the folder|does not list"):
+        bridge.load(folder, trust=True)
+
+
+Edit = Callable[[dict[str, Any]], object]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda about: about["rows"][0].update(table=[1]),
+        lambda about: about["rows"][0].update(ids="nowhere:0"),
+        lambda about: about["rows"][0].update(width="wide"),
+        lambda about: about["steps"][0].update(inputs=[1]),
+        lambda about: about["files"].pop("model.onnx"),
+        lambda about: about.update(tensors={}),
+        lambda about: about.update(model="../model"),
+    ],
+    ids=["table", "ids", "width", "inputs", "unlisted", "tensors", "model"],
+)
+def test_a_manifest_that_does_not_fit_is_refused_before_any_call(
+    converted: dict[str, Path], tmp_path: Path, edit: Edit
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(converted["onnx"], folder)
+    about = json.loads((folder / "manifest.json").read_text())
+    edit(about)
+    (folder / "manifest.json").write_text(json.dumps(about))
+    with pytest.raises(InvalidModel):
         bridge.load(folder)

@@ -251,6 +251,44 @@ def test_deltas_of_parts_and_with_dense_variables_are_taken(tmp_path: Path) -> N
     )
 
 
+def test_a_variable_that_looks_like_a_slot_of_another_is_changed_too(tmp_path: Path) -> None:
+    """It lies below the other, and as many rows of both have changed."""
+    keys = np.arange(4)
+    below = {"n/m-keys": keys[:3], "n/m-values": rows_of(keys[:3], 100)}
+    tables = Tables.build(full(tmp_path, keys, **below))
+    tensors = {
+        f"{name}-sparse_incr_{what}": value
+        for name in ("n", "n/m")
+        for what, value in (("keys", keys[:1]), ("values", rows_of(keys[:1], 101)))
+    }
+    one = Checkpoint.open(save(tmp_path / ".incremental_checkpoint" / "m.ckpt-101", tensors))
+    assert one.slots == ("n/m",)
+    tables.apply(one)
+    for name in ("n", "n/m"):
+        np.testing.assert_array_equal(tables.gather(name, keys[:1]), rows_of(keys[:1], 101))
+
+
+def test_rows_of_variables_without_a_table_are_left_out(tmp_path: Path) -> None:
+    """A signature may need some of a training's variables only."""
+    keys = np.arange(4)
+    whole = full(tmp_path, keys, **{"m-keys": keys, "m-values": rows_of(keys, 100)})
+    tables = Tables.build(whole, names=["n"])
+    tensors = {
+        f"{name}-sparse_incr_{what}": value
+        for name, count in (("m", 1), ("n", 2))
+        for what, value in (
+            ("keys", keys[:count]),
+            ("values", rows_of(keys[:count], 101)),
+            ("versions", np.zeros(count, np.int64)),
+        )
+    }
+    tables.apply(
+        Checkpoint.open(save(tmp_path / ".incremental_checkpoint" / "m.ckpt-101", tensors))
+    )
+    assert list(tables.current.tables) == ["n"]
+    np.testing.assert_array_equal(tables.gather("n", keys[:2]), rows_of(keys[:2], 101))
+
+
 def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = full(tmp_path, np.arange(3))
     with monkeypatch.context() as patch:
