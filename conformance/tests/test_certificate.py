@@ -112,7 +112,8 @@ def test_claims_become_json_in_a_stable_order() -> None:
     assert found["formats"] == ["a", "b"]
     assert found["dtypes"] == ["bool", "int8"]
     assert found["thread_safety"] == "exclusive"
-    assert set(found) == set(Capabilities.__dataclass_fields__)
+    # How often to call before anything is timed is nothing that a suite could prove.
+    assert set(found) == set(Capabilities.__dataclass_fields__) - {"warm_calls"}
 
 
 @pytest.mark.parametrize(

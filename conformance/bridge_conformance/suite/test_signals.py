@@ -65,10 +65,20 @@ def _call_until(is_over: Callable[[], bool], predict: Callable[[], object]) -> N
 
 
 def _seconds_to_interrupt(predict: Callable[[], object], delay_s: float) -> float | None:
-    """Seconds from SIGINT to KeyboardInterrupt; ``None`` if it never came.
+    """Seconds from SIGINT to KeyboardInterrupt; ``None`` if it never came, three times.
 
-    Calls until the signal is sent, so that it comes amid a call.
+    Python drops an exception that a signal raises in a destructor or a callback, wherever it
+    runs, so that one of them may be lost.
     """
+    for _ in range(3):
+        took_s = _seconds_to_one_interrupt(predict, delay_s)
+        if took_s is not None:
+            return took_s
+    return None
+
+
+def _seconds_to_one_interrupt(predict: Callable[[], object], delay_s: float) -> float | None:
+    """Calls until the signal is sent, so that it comes amid a call."""
     sender, sent_s = _sender(signal.SIGINT, delay_s)
     with _handling(signal.SIGINT, signal.default_int_handler):
         try:
