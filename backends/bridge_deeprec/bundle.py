@@ -21,30 +21,14 @@ import numpy as np
 
 from bridge.dtypes import DType
 from bridge.errors import InvalidModel, ModelNotFound, UnsupportedModel
+from bridge.formats.tensorflow.graph import DTYPES
 from bridge.wire import Span, WireError, signed
 from bridge_deeprec.sorted_table import TableError, masked_crc, read_table
 
 __all__ = ["Bundle", "Tensor"]
 
-# Source: tensorflow/core/framework/types.proto.
-_DTYPES = {
-    1: DType.FLOAT32,
-    2: DType.FLOAT64,
-    3: DType.INT32,
-    4: DType.UINT8,
-    5: DType.INT16,
-    6: DType.INT8,
-    7: DType.STRING,
-    8: DType.COMPLEX64,
-    9: DType.INT64,
-    10: DType.BOOL,
-    14: DType.BFLOAT16,
-    17: DType.UINT16,
-    18: DType.COMPLEX128,
-    19: DType.FLOAT16,
-    22: DType.UINT32,
-    23: DType.UINT64,
-}
+# DeepRec is a TensorFlow 1.15, which knows no float8.
+_DTYPES = {number: dtype for number, dtype in DTYPES.items() if number <= 23}
 _CHUNK_BYTES = 1 << 24  # read, checked and copied while it is in the processor's cache
 _MAX_INDEX_BYTES = 1 << 30
 _MAX_SHARDS = 1 << 20

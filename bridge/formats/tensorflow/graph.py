@@ -20,14 +20,23 @@ from bridge.errors import UnsupportedModel
 from bridge.signature import Dim, Signature, TensorSpec, dim
 from bridge.wire import Span, opened, signed
 
-__all__ = ["INIT_KEY", "Attr", "Function", "MetaGraph", "Node", "read_meta_graphs", "serving"]
+__all__ = [
+    "DTYPES",
+    "INIT_KEY",
+    "Attr",
+    "Function",
+    "MetaGraph",
+    "Node",
+    "read_meta_graphs",
+    "serving",
+]
 
 INIT_KEY = "__saved_model_init_op"
 _TRAIN_KEY = "__saved_model_train_op"
 _INIT_COLLECTIONS = ("saved_model_main_op", "legacy_init_op")
 _TEXT_BYTES = 4096
 
-_DTYPES = {
+DTYPES = {
     1: DType.FLOAT32,
     2: DType.FLOAT64,
     3: DType.INT32,
@@ -49,6 +58,10 @@ _DTYPES = {
     26: DType.FLOAT8_E4M3FNUZ,
     28: DType.FLOAT8_E5M2FNUZ,
 }
+"""TensorFlow's numbers of element types that have a counterpart here.
+
+Source: tensorflow/core/framework/types.proto.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +283,7 @@ def _constant(message: Span) -> tuple[tuple[Dim, ...] | None, int | None]:
     numbers: list[int] = []
     for number, _, value in message.fields():
         if isinstance(value, int):
-            dtype = _DTYPES.get(value) if number == 1 else dtype
+            dtype = DTYPES.get(value) if number == 1 else dtype
             numbers += [value] if number in (7, 10) else []
         elif number == 2:
             shape = _shape(value)
@@ -339,7 +352,7 @@ def _tensors(
                 if field_number == 1 and isinstance(value, Span):
                     native_name = value.text()
                 elif field_number == 2 and isinstance(value, int):
-                    dtype = _DTYPES.get(value)
+                    dtype = DTYPES.get(value)
                 elif field_number == 3 and isinstance(value, Span):
                     shape = _shape(value)
         yield TensorSpec(name, dtype, shape, native_name, name in defaults)
