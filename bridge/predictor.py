@@ -218,20 +218,7 @@ class Predictor(ABC):
             ModelError: What is there does not fit, or cannot be read.
             PredictorClosed, ForkedPredictor: This predictor cannot answer any more.
         """
-        call = object()
-        try:
-            self._calls[call] = None  # a close meanwhile must wait, as in predict
-            if self._refusal is not None:
-                raise self._refusal()
-            self._update(Path(os.fsdecode(source)).absolute())
-        except BridgeError as error:
-            raise self._in_context(error)  # noqa: B904 - the same error, with more attributes
-        except Exception as error:
-            raise self._translated(error) from error
-        finally:
-            self._calls.pop(call, None)
-            if self._refusal is not None:
-                self._release()
+        self._within_call(lambda: self._update(Path(os.fsdecode(source)).absolute()))
 
     def bind(self, shapes: Mapping[str, Sequence[int]]) -> Bound:
         """Buffers of fixed shape and a call that works on them; see ``Bound``.
@@ -246,26 +233,17 @@ class Predictor(ABC):
             InputError: The shapes do not fit the signature.
             PredictorClosed, ForkedPredictor: This predictor cannot answer any more.
         """
-        call = object()
-        try:
-            self._calls[call] = None  # a close meanwhile must wait, as in predict
-            if self._refusal is not None:
-                raise self._refusal()
+
+        def bound() -> Bound:
             arrays = buffers(self.signature, shapes)
             # Names that the signature does not have stay in, for the check to refuse them.
             given = {name: arrays.get(name) for name in shapes}
             check_inputs(self.signature, given, zero_rows=self._capabilities.zero_rows)
-            bound = self._guarded(self._bind)(arrays)
-            _alive.add(bound)
-            return bound
-        except BridgeError as error:
-            raise self._in_context(error)  # noqa: B904 - the same error, with more attributes
-        except Exception as error:
-            raise self._translated(error) from error
-        finally:
-            self._calls.pop(call, None)
-            if self._refusal is not None:
-                self._release()
+            made = self._guarded(self._bind)(arrays)
+            _alive.add(made)
+            return made
+
+        return self._within_call(bound)
 
     def refresh_info(self) -> PredictorInfo:
         """Asks the runtime what has changed since, such as the version of an updated model.
@@ -277,14 +255,18 @@ class Predictor(ABC):
             PredictError: The runtime cannot tell.
             PredictorClosed, ForkedPredictor: This predictor cannot answer any more.
         """
+        changed = self._within_call(self._guarded(self._changed_details))
+        self.info = dataclasses.replace(self.info, details={**self.info.details, **changed})
+        return self.info
+
+    def _within_call(self, work: Callable[[], _Result]) -> _Result:
+        """What work returns, as part of a call: a close meanwhile waits for it, as in predict."""
         call = object()
         try:
             self._calls[call] = None
             if self._refusal is not None:
                 raise self._refusal()
-            changed = self._guarded(self._changed_details)()
-            self.info = dataclasses.replace(self.info, details={**self.info.details, **changed})
-            return self.info
+            return work()
         except BridgeError as error:
             raise self._in_context(error)  # noqa: B904 - the same error, with more attributes
         except Exception as error:
